@@ -1,0 +1,58 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+
+PYTHON ?= python3
+VENV := .venv
+# The lab's size, in each data center.
+LAB_MIRRORS ?= 1
+LAB_DOCKER_HOSTS ?= 2
+
+.PHONY: help prepare venv test lab lab-destroy
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make test                  run every test; ONLY=unit runs one stage, ONLY=molecule/NAME one scenario'
+	@echo 'make lab                   run the fleet in containers on this machine; LAB_DOCKER_HOSTS=4 LAB_MIRRORS=1 for its size'
+	@echo 'make lab-destroy           remove it'
+	@echo 'make venv                  only install the tools: Debian packages, .venv'
+	@echo
+	@echo 'Stages: unit sanity lint docs build molecule. Logs: .lab/logs'
+
+prepare:
+	@lab/prepare
+
+venv: $(VENV)/ready $(VENV)/galaxy-importer/ready
+
+test: venv
+	@$(VENV)/bin/python tests/run.py $(ONLY)
+
+# The lab's inventory, at the size asked for.
+.PHONY: lab-inventory
+lab-inventory:
+	@mkdir -p .lab/inventory && ln -sfn ../../inventories/lab/group_vars .lab/inventory/group_vars
+	@sed 's/\(mirror-.*\)\[1:1\]/\1[1:$(LAB_MIRRORS)]/; s/\(docker-.*\)\[1:2\]/\1[1:$(LAB_DOCKER_HOSTS)]/' inventories/lab/hosts.yml >.lab/inventory/hosts.yml
+
+lab: $(VENV)/ready lab-inventory
+	@ANSIBLE_DISPLAY_OK_HOSTS=no ANSIBLE_DISPLAY_SKIPPED_HOSTS=no $(VENV)/bin/ansible-playbook -i .lab/inventory lab/up.yml
+	@cat .lab/lab/result.txt
+
+lab-destroy: $(VENV)/ready lab-inventory
+	@$(VENV)/bin/ansible-playbook -i .lab/inventory lab/destroy.yml
+	@docker image ls --quiet mirrorfleet-lab/host | xargs --no-run-if-empty docker image rm --force >/dev/null
+	@if [ -e .lab/dockerd.pid ]; then echo 'Docker: stopping the daemon that make started'; kill "$$(cat .lab/dockerd.pid)" || true; fi
+	@rm -rf .lab
+
+# A stamp is newer than its requirements when everything in them is installed.
+$(VENV)/ready: requirements-dev.txt | prepare
+	@echo 'Python: installing requirements-dev.txt into $(VENV) (a minute or two)'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/pip --disable-pip-version-check install -qq --requirement $<
+	@touch $@
+
+# galaxy-importer asks for other versions of some packages than ansible does.
+$(VENV)/galaxy-importer/ready: tests/requirements-importer.txt $(VENV)/ready
+	@echo 'Python: installing galaxy-importer into $(VENV)/galaxy-importer'
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip --disable-pip-version-check install -qq --requirement $<
+	@touch $@

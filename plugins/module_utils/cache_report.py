@@ -1,0 +1,254 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""What a mirror host's caches hold, read from their stores, and what distribution counts, asked at its debug endpoint."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    Manifest,
+    ManifestError,
+    parse_manifest,
+    parse_platform,
+)
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
+
+CACHES = "/var/lib/mirrorfleet/cache"
+CONFIGURATIONS = "/etc/mirrorfleet/cache"
+_MAX_CONFIG_BYTES = 1024 * 1024
+_MAX_FIGURES_BYTES = 4 * 1024 * 1024
+# Enough to see what is wrong; a result is no place for a hundred thousand lines.
+_PROBLEMS_SHOWN = 20
+
+_FIGURES = ("requests", "hits", "misses", "bytes_pulled", "bytes_pushed")
+# registry/proxy/proxymetrics.go of 3.x
+_METRIC = re.compile(r'^registry_proxy_(requests|hits|misses|pulled_bytes|pushed_bytes)_total\{[^}]*\btype="(blob|manifest)"[^}]*\} (\S+)', re.MULTILINE)
+_METRIC_NAMES = {"pulled_bytes": "bytes_pulled", "pushed_bytes": "bytes_pushed"}
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One platform's image: what is there of it, by digest with its bytes in the store, and what is missing."""
+
+    platform: str
+    manifest: Manifest | None
+    held: dict[str, int]
+    missing: tuple[str, ...]
+
+
+def default_caches() -> list[dict[str, str]]:
+    """The caches of this mirror host, as the role pull_through_cache lays them out."""
+    try:
+        with os.scandir(CACHES) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    return [{"name": name, "path": os.path.join(CACHES, name), "debug_url": _debug_url(name)} for name in names]
+
+
+def _debug_url(name: str) -> str:
+    """Where the configuration that the role writes has the debug endpoint; empty when it can't be read."""
+    try:
+        with open(os.path.join(CONFIGURATIONS, f"{name}.yml"), encoding="utf-8") as configuration:
+            address = re.search(r"^  debug:\n    addr: (\S+)$", configuration.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return f"http://{address[1]}" if address else ""
+
+
+def report_cache(name: str, path: str, debug_url: str = "", repository: str = "*", details: bool = False) -> dict[str, Any]:
+    """What cache_info documents of one cache. Raises RegistryFleetError if the store as a whole can't be read."""
+    store = Store(path)
+    # The blobs are listed last: what a manifest names and came meanwhile is then seen, not reported as missing.
+    names = store.repositories()
+    links = [(item, store.tags(item), store.revisions(item)) for item in names if fnmatch.fnmatchcase(item, repository)]
+    uploads = [upload for item in names for upload in store.uploads(item)]
+    reader = _ImageReader(store)
+    repositories = [_report_repository(reader, item, tags, revisions, details) for item, tags, revisions in links]
+    disk = shutil.disk_usage(store.root)
+    proxy, proxy_unknown = _proxy_figures(debug_url)
+    return {
+        "name": name,
+        "path": path,
+        "repositories": repositories,
+        "counts": {
+            "repositories": len(repositories),
+            "tags": sum(len(item["tags"]) for item in repositories),
+            "manifests": len({digest for _item, _tags, revisions in links for digest in revisions if digest in reader.sizes}),
+            "blobs": len(reader.sizes),
+            "uploads": len(uploads),
+            "problems": len(store.problems),
+        },
+        "bytes": sum(reader.sizes.values()),
+        "upload_bytes": sum(upload.bytes for upload in uploads),
+        "disk": {"total": disk.total, "free": disk.free},
+        "proxy": proxy,
+        "proxy_unknown": proxy_unknown,
+        "problems": [{"path": problem.path, "why": problem.why} for problem in store.problems[:_PROBLEMS_SHOWN]],
+    }
+
+
+class _ImageReader:
+    """Images of a store, each manifest and config read once however many repositories and tags name it."""
+
+    def __init__(self, store: Store) -> None:
+        self.sizes = store.blobs()
+        self._store = store
+        self._manifests: dict[str, Manifest | None] = {}
+        self._platforms: dict[str, str] = {}
+
+    def manifest(self, digest: str) -> Manifest | None:
+        if digest not in self._manifests:
+            self._manifests[digest] = self._read_manifest(digest)
+        return self._manifests[digest]
+
+    def images(self, digest: str, revisions: set[str]) -> list[_Image]:
+        """The images behind a digest: one, or those of an index. Only a manifest that the repository links is held by it."""
+        manifest = self.manifest(digest) if digest in revisions else None
+        if manifest is None or not manifest.is_index:
+            return [self._image(digest, manifest, "")]
+        return [
+            self._image(item.digest, self.manifest(item.digest) if item.digest in revisions else None, item.platform) for item in manifest.manifests
+        ]
+
+    def _image(self, digest: str, manifest: Manifest | None, platform: str) -> _Image:
+        # An index inside an index is pulled by no engine, so what it needs is never there.
+        if manifest is None or manifest.is_index:
+            return _Image(platform, None, {}, (digest,))
+        held = {digest: self.sizes.get(digest, 0)}
+        held.update((blob.digest, blob.size) for blob in manifest.blobs if self._whole(blob))
+        missing = tuple(blob.digest for blob in manifest.blobs if blob.digest not in held)
+        return _Image(platform or self._platform(manifest), manifest, held, missing)
+
+    def _whole(self, blob: Descriptor) -> bool:
+        return self.sizes.get(blob.digest) == blob.size
+
+    def _read_manifest(self, digest: str) -> Manifest | None:
+        body = self._store.read_blob(digest, MAX_MANIFEST_BYTES)
+        try:
+            return parse_manifest(body) if body is not None else None
+        except ManifestError:
+            return None
+
+    def _platform(self, manifest: Manifest) -> str:
+        config = manifest.config
+        if config is None:
+            return ""
+        if config.digest not in self._platforms:
+            try:
+                self._platforms[config.digest] = parse_platform(self._store.read_blob(config.digest, _MAX_CONFIG_BYTES) or b"{}")
+            except ManifestError:
+                self._platforms[config.digest] = ""
+        return self._platforms[config.digest]
+
+
+def _report_repository(reader: _ImageReader, name: str, tags: dict[str, str], revisions: set[str], details: bool) -> dict[str, Any]:
+    tagged = set(tags.values())
+    for digest in list(tagged):
+        manifest = reader.manifest(digest) if digest in revisions else None
+        if manifest is not None:
+            tagged.update(item.digest for item in manifest.manifests)
+    untagged = sorted(revisions - tagged)
+    report = {
+        "name": name,
+        "tags": [{"tag": tag, **_report_image(reader, digest, revisions, details)} for tag, digest in sorted(tags.items())],
+        "untagged_count": len(untagged),
+    }
+    if details:
+        report["untagged"] = [_report_image(reader, digest, revisions, details) for digest in untagged]
+    return report
+
+
+def _report_image(reader: _ImageReader, digest: str, revisions: set[str], details: bool) -> dict[str, Any]:
+    images = reader.images(digest, revisions)
+    cached = [image for image in images if image.manifest is not None]
+    held = {digest: reader.sizes.get(digest, 0)}
+    for image in cached:
+        held.update(image.held)
+    report: dict[str, Any] = {
+        "digest": digest,
+        "size": sum(held.values()),
+        "platforms": sorted({image.platform for image in cached if not image.missing} - {"", "unknown/unknown"}),
+        "complete": bool(cached) and not any(image.missing for image in cached),
+    }
+    if details:
+        report["images"] = [
+            {
+                "platform": image.platform,
+                "complete": not image.missing,
+                "missing": list(image.missing),
+                "layers": [{"digest": layer.digest, "size": layer.size} for layer in (image.manifest.layers if image.manifest else ())],
+            }
+            for image in images
+        ]
+    return report
+
+
+def _proxy_figures(debug_url: str) -> tuple[dict[str, dict[str, int | None]] | None, str]:
+    """What distribution counts since its start, or None and the reason."""
+    if not debug_url:
+        return None, "no debug_url was given"
+    client = HttpClient(connect_timeout=2, timeout=5)
+    try:
+        status, metrics = _fetch(client, f"{debug_url.rstrip('/')}/metrics")
+        figures = parse_metrics(metrics) if status == 200 else None
+        if figures is not None:
+            return figures, ""
+        status, variables = _fetch(client, f"{debug_url.rstrip('/')}/debug/vars")
+        figures = parse_expvar(variables) if status == 200 else None
+        return (figures, "") if figures is not None else (None, f"{debug_url} does not answer as the debug endpoint of a distribution in proxy mode")
+    except RegistryFleetError as error:
+        return None, str(error)
+    finally:
+        client.close()
+
+
+def _fetch(client: HttpClient, url: str) -> tuple[int, bytes]:
+    with client.get(url, {}) as answer:
+        return answer.status, answer.read(_MAX_FIGURES_BYTES)
+
+
+def parse_metrics(body: bytes) -> dict[str, dict[str, int | None]] | None:
+    """The figures of 3.x from its Prometheus metrics; None when they are not among them (2.8)."""
+    figures: dict[str, dict[str, int | None]] = {"blobs": dict.fromkeys(_FIGURES), "manifests": dict.fromkeys(_FIGURES)}
+    found = _METRIC.findall(body.decode("utf-8", "replace"))
+    for metric, kind, value in found:
+        try:
+            figures[f"{kind}s"][_METRIC_NAMES.get(metric, metric)] = int(float(value))
+        except (ValueError, OverflowError):
+            return None
+    return figures if found else None
+
+
+def parse_expvar(body: bytes) -> dict[str, dict[str, int | None]] | None:
+    """The figures of 2.8 from /debug/vars, those left out that it counts wrong; None when there are none.
+
+    In its registry/proxy/proxymetrics.go every request is a hit, and proxyblobstore.go never tells what it pulled.
+    """
+    try:
+        proxy = json.loads(body)["registry"]["proxy"]
+        blobs, manifests = proxy["blobs"], proxy["manifests"]
+        return {
+            "blobs": {"requests": int(blobs["Requests"]), "hits": None, "misses": None, "bytes_pulled": None, "bytes_pushed": int(blobs["BytesPushed"])},
+            "manifests": {
+                "requests": int(manifests["Requests"]),
+                "hits": max(0, int(manifests["Requests"]) - int(manifests["Misses"])),
+                "misses": int(manifests["Misses"]),
+                "bytes_pulled": int(manifests["BytesPulled"]),
+                "bytes_pushed": int(manifests["BytesPushed"]),
+            },
+        }
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

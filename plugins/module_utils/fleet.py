@@ -1,0 +1,249 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""What must be true of an inventory before anything is touched. Plain data in, sentences out."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Mapping, Sequence, TypedDict
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import upstreams
+
+# The variables that belong to no role, in the form of an argument specification. Explained in docs/variables.md.
+VARIABLES: dict[str, dict[str, Any]] = {
+    "mirror_upstreams": {"type": "raw"},  # read by upstreams.py, which says more
+    "mirror_runtime": {"type": "str", "choices": ["package", "container"]},
+    "mirror_name": {"type": "str"},
+    "mirror_images_archive": {"type": "path"},
+    "mirror_ca_directory": {"type": "path"},
+    "mirror_username": {"type": "str"},
+    "mirror_password": {"type": "str"},
+    "mirror_allow_unreachable_upstreams": {"type": "bool"},
+    "mirror_min_free_bytes": {"type": "int"},
+    "mirror_serial": {"type": "raw"},
+    "mirror_max_fail_percentage": {"type": "int"},
+    "docker_host_serial": {"type": "raw"},
+    "docker_host_max_fail_percentage": {"type": "int"},
+}
+# Mirror hosts and docker hosts must agree on these, or the ones look for what the others do not offer.
+SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_edge_tls", "mirror_ca_directory")
+# A port on every mirror host that is no upstream's, and the address it is at unless told otherwise.
+STATS_BIND = "haproxy_front_stats_bind"
+STATS_BIND_DEFAULT = "127.0.0.1:8404"
+
+# Text can be made of anything, and is not looked at: it may be a secret.
+_TYPES = {"bool": "true or false", "int": "a whole number", "list": "a list", "dict": "a dictionary"}
+
+Groups = Mapping[str, Sequence[str]]
+Specs = Mapping[str, Mapping[str, Any]]
+# host -> variable -> value, or Missing
+Values = Mapping[str, Mapping[str, object]]
+
+
+class DataCenter(TypedDict):
+    """Both lists are in the inventory's order. The first mirror host fills from the WAN."""
+
+    mirrors: list[str]
+    docker_hosts: list[str]
+
+
+class Report:
+    """Problems, each with the hosts that have it, so that one that stands in group_vars is said once and names the group."""
+
+    def __init__(self, groups: Groups, checked: Iterable[str]) -> None:
+        self._checked = set(checked)
+        # What an operator looks for first: where the whole fleet is checked, group all; then a data center; then any other group.
+        whole = self._checked >= members(groups)
+        names = sorted(groups, key=lambda name: (not (whole and name == "all"), not name.startswith("dc_"), name))
+        self._groups = [(name, self._checked & set(groups[name])) for name in names]
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, problem: str, host: str) -> None:
+        """Note a problem of a host."""
+        self._found.setdefault(problem, []).append(host)
+
+    def lines(self) -> list[str]:
+        """A line for each problem, in the order of finding."""
+        return [f"{self._place(hosts)}: {problem}" for problem, hosts in self._found.items()]
+
+    def _place(self, hosts: Sequence[str]) -> str:
+        if len(hosts) == 1:
+            return f"host {hosts[0]}"
+        wanted = set(hosts)
+        for name, group in self._groups:
+            if group == wanted:
+                return f"group {name}"
+        return f"hosts {', '.join(hosts)}" if len(hosts) < 5 else f"hosts {', '.join(hosts[:3])} and {len(hosts) - 3} more"
+
+
+def members(groups: Groups) -> set[str]:
+    """The hosts of the fleet."""
+    return {host for name in ("mirrors", "docker_hosts") for host in groups.get(name, ())}
+
+
+def read_on(name: str) -> tuple[str, ...]:
+    """The groups whose hosts read a variable. On others it may be set for a whole data center, and is looked at by nobody."""
+    if name in VARIABLES or name in SAME_IN_A_DATA_CENTER:
+        return "mirrors", "docker_hosts"
+    return ("docker_hosts",) if name.startswith("docker_mirror_") else ("mirrors",)
+
+
+def data_centers(groups: Groups) -> dict[str, DataCenter]:
+    """The data centers by name, which is that of the group without dc_."""
+    mirrors, docker_hosts = set(groups.get("mirrors", ())), set(groups.get("docker_hosts", ()))
+    return {
+        name[len("dc_"):]: {
+            "mirrors": [host for host in hosts if host in mirrors],
+            "docker_hosts": [host for host in hosts if host in docker_hosts],
+        }
+        for name, hosts in sorted(groups.items()) if name.startswith("dc_")
+    }
+
+
+def structure_problems(groups: Groups) -> list[str]:
+    """What is wrong with the groups of the whole inventory."""
+    problems = []
+    for wanted in ("mirrors", "docker_hosts"):
+        if wanted not in groups:
+            meant = upstreams.near_miss(wanted, (name for name in groups if not name.startswith("dc_")))
+            if meant:
+                problems.append(f"group {meant}: is no group that anything looks for. Write {wanted}.")
+    if not groups.get("mirrors"):
+        problems.append("group mirrors: has no host. Put the mirror hosts of every data center into it.")
+    homes: dict[str, list[str]] = {}
+    for name, data_center in data_centers(groups).items():
+        for host in groups["dc_" + name]:
+            homes.setdefault(host, []).append("dc_" + name)
+        hosts = data_center["docker_hosts"]
+        if hosts and not data_center["mirrors"]:
+            shown = ", ".join(hosts[:3]) + ", …" * (len(hosts) > 3)
+            problems.append(f"group dc_{name}: has docker hosts ({shown}) and no mirror host. Put one of its hosts into the group mirrors.")
+    for host, names in homes.items():
+        if len(names) > 1:
+            problems.append(f"host {host}: is in {' and '.join(names)}. A host is in one data center: leave it in one of them.")
+    for name in ("mirrors", "docker_hosts"):
+        problems.extend(
+            f"host {host}: is in the group {name} and in no data center. Put it into a group dc_<name>."
+            for host in groups.get(name, ()) if host not in homes
+        )
+    return problems
+
+
+def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
+    """What is wrong with the variables of the hosts in values. specs: the known variables, as known_variables gives them."""
+    report = Report(groups, values)
+    # Hosts share values, and most of the time all hosts share all.
+    seen: list[tuple[object, list[str]]] = []
+    for host, variables in values.items():
+        for name, value in variables.items():
+            if name != "mirror_upstreams":
+                problem = _value_problem(name, value, specs[name])
+                if problem:
+                    report.add(problem, host)
+        if variables.get("mirror_upstreams", []) == []:
+            report.add("mirror_upstreams: is not there, or empty. Write the list of upstreams into group_vars/all.", host)
+            continue
+        key = (variables["mirror_upstreams"], variables.get(STATS_BIND, STATS_BIND_DEFAULT))
+        problems = next((found for other, found in seen if other == key), None)
+        if problems is None:
+            problems = upstreams.read(key[0])[1] + _stats_clashes(*key)
+            seen.append((key, problems))
+        for problem in problems:
+            report.add(problem, host)
+        if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
+            report.add("mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, so that the playbooks can pull.", host)
+    return report.lines() + _differences(groups, values, specs)
+
+
+def _value_problem(name: str, value: object, spec: Mapping[str, Any]) -> str | None:
+    if isinstance(value, upstreams.Missing):
+        return f"{name}: has no value ({value.reason}). Define it."
+    kind, choices = spec.get("type", "str"), spec.get("choices", [])
+    if choices and kind == "str" and value not in choices:
+        return f"{name}: {upstreams.shown(value)}: write {', '.join(choices[:-1])} or {choices[-1]}."
+    if kind in _TYPES and ArgumentSpecValidator({name: {"type": kind}}).validate({name: value}).error_messages:
+        return f"{name}: {upstreams.shown(value)}: write {_TYPES[kind]}."
+    return None
+
+
+def _stats_clashes(value: object, bind: object) -> list[str]:
+    port = str(bind).rpartition(":")[2]
+    if not port.isdigit():
+        return []
+    return [
+        f"mirror_upstreams: upstream {upstream['name']!r}: port: {upstream['ports']['edge']}: its {use} port {port} "
+        f"is taken by {STATS_BIND} ({bind}). Write another port."
+        for upstream in upstreams.read(value)[0] for use, number in upstream["ports"].items() if number == int(port)
+    ]
+
+
+def _differences(groups: Groups, values: Values, specs: Specs) -> list[str]:
+    """Where the hosts of a data center do not agree."""
+    problems = []
+    for group in sorted(groups):
+        hosts = [host for host in groups[group] if host in values] if group.startswith("dc_") else []
+        for name in SAME_IN_A_DATA_CENTER:
+            found = {host: values[host].get(name, specs.get(name, {}).get("default")) for host in hosts}
+            for other in hosts[1:]:
+                one, two = found[hosts[0]], found[other]
+                if one == two:
+                    continue
+                what = _upstreams_difference(one, two) if name == "mirror_upstreams" else f"{upstreams.shown(one)} and {upstreams.shown(two)}"
+                problems.append(
+                    f"group {group}: {name}: differs between hosts {hosts[0]} and {other} ({what}). "
+                    f"Set it in group_vars of {group} or of all, and not closer to a host."
+                )
+                break
+    return problems
+
+
+def _upstreams_difference(first: object, other: object) -> str:
+    """Where two lists of upstreams differ, without a value: it may be a password."""
+    if not (isinstance(first, list) and isinstance(other, list)):
+        return "one of them has none"
+    for one, two in zip(first, other):
+        if one != two and isinstance(one, dict) and isinstance(two, dict):
+            keys = sorted(str(key) for key in set(one) | set(two) if one.get(key) != two.get(key))
+            return f"upstream {upstreams.shown(one.get('name'))}: {', '.join(keys)}"
+    return f"{len(first)} and {len(other)} upstreams"
+
+
+def known_variables(role_specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every variable that means something here. role_specs: role -> content of its meta/argument_specs.yml."""
+    known = dict(VARIABLES)
+    for content in role_specs.values():
+        for entry_point in content["argument_specs"].values():
+            known.update(entry_point.get("options", {}))
+    return known
+
+
+def name_problems(groups: Groups, names: Mapping[str, Sequence[str]], known: Iterable[str], roles: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Problems and warnings about variables that nothing reads.
+
+    names: variable -> the hosts that have it. A name like one that is known is a slip, and an error. Another with a role's
+    prefix gets a warning, because a role elsewhere may have the same name. Operators' helpers that begin with mirror_
+    (mirror_vault_password) are nobody's business.
+    """
+    checked = {host for hosts in names.values() for host in hosts}
+    report, warnings = Report(groups, checked), Report(groups, checked)
+    known, role_prefixes = set(known), tuple(role + "_" for role in roles)
+    for name in sorted(set(names) - known):
+        meant = None if name.startswith("_") else _meant(name, known, role_prefixes + ("mirror_",))
+        for host in names[name]:
+            if meant:
+                report.add(f"{name}: is no variable of this collection. Write {meant}.", host)
+            elif name.startswith(role_prefixes):
+                warnings.add(f"{name}: no role of this collection reads it.", host)
+    return report.lines(), warnings.lines()
+
+
+def _meant(name: str, known: Iterable[str], prefixes: Sequence[str]) -> str | None:
+    """The known variable that was probably meant. What follows the prefix counts: a long prefix makes all names alike."""
+    for prefix in prefixes:
+        if name.startswith(prefix):
+            rest = upstreams.near_miss(name[len(prefix):], (each[len(prefix):] for each in known if each.startswith(prefix)), 0.75)
+            if rest:
+                return prefix + rest
+    return upstreams.near_miss(name, known, 0.92)

@@ -1,0 +1,240 @@
+#!/usr/bin/python
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cache_info
+short_description: Tell what a mirror host's caches hold
+version_added: 0.1.0
+author:
+  - mirrorfleet contributors (@mirrorfleet)
+description:
+  - Reads the stores of a mirror host's caches, which are distribution's files, and asks distribution what it counted. It asks
+    no upstream, so what it tells is what is there.
+  - A store may be read while it is written to. What is odd in it is told in RV(caches[].problems) and fails nothing.
+options:
+  caches:
+    description:
+      - The caches. The default is every directory in C(/var/lib/mirrorfleet/cache), and the debug endpoint that C(/etc/mirrorfleet/cache) has for it.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: The cache's name, that of its upstream.
+        type: str
+        required: true
+      path:
+        description: The C(rootdirectory) of its distribution.
+        type: path
+        required: true
+      debug_url:
+        description: The debug endpoint of its distribution, C(http.debug.addr) in its configuration.
+        type: str
+        default: ""
+  repository:
+    description:
+      - Tell only of repositories whose name matches this shell pattern. C(*) matches slashes too.
+      - RV(caches[].bytes), the number of blobs, of uploads and of problems, and the figures stay those of the whole cache.
+    type: str
+    default: "*"
+  details:
+    description: Tell also of each image's platforms, layers and missing blobs, and of images without a tag.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Can run in check mode and return changed status prediction without modifying target.
+    support: full
+  diff_mode:
+    description: Returns details on what has changed (or possibly needs changing in check mode), when in diff mode.
+    support: N/A
+    details:
+      - Nothing changes.
+  idempotent:
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+    support: full
+    details:
+      - Never reports a change.
+notes:
+  - The stores belong to a system user, so the module needs C(become).
+seealso:
+  - module: mirrorfleet.registry.mirror_pull
+"""
+
+EXAMPLES = r"""
+- name: Everything that the caches hold is known
+  mirrorfleet.registry.cache_info:
+  become: true
+  register: held
+
+- name: The tags that lack blobs, by repository
+  ansible.builtin.debug:
+    msg: "{{ held | community.general.json_query('caches[].repositories[].{name: name, tags: tags[?!complete].tag} | [?tags]') }}"
+
+- name: One team's images and the figures of one cache
+  mirrorfleet.registry.cache_info:
+    caches:
+      - name: central
+        path: /var/lib/mirrorfleet/cache/central
+        debug_url: http://127.0.0.1:16000
+    repository: svc/*
+    details: true
+  become: true
+"""
+
+RETURN = r"""
+caches:
+  description: The caches, in the order given or by name.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The cache's name.
+      type: str
+      sample: central
+    path:
+      description: Its directory.
+      type: str
+      sample: /var/lib/mirrorfleet/cache/central
+    repositories:
+      description: The repositories that match O(repository), by name.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: The repository's name.
+          type: str
+          sample: svc/app
+        tags:
+          description: Its tags, by name.
+          type: list
+          elements: dict
+          contains:
+            tag:
+              description: The tag.
+              type: str
+              sample: "1"
+            digest:
+              description: The digest that the tag names here. The upstream's may be newer.
+              type: str
+              sample: sha256:2d1b2f0e9a5f6f9c1f0f5b1b1a3b7d3c5a8f1e4b6d9c2a7e0f3b5d8c1a4e7f0b
+            size:
+              description: The bytes of its manifests and blobs that are in the store, each once.
+              type: int
+              sample: 230688512
+            platforms:
+              description: The platforms whose image is there with all its blobs.
+              type: list
+              elements: str
+              sample: [linux/amd64]
+            complete:
+              description:
+                - Whether no blob is missing of the images whose manifest is there. An index's other images were never asked for,
+                  and do not count.
+              type: bool
+              sample: true
+            images:
+              description: The images behind the tag, with O(details=true). For an index those too that were never asked for.
+              type: list
+              elements: dict
+              sample:
+                - platform: linux/amd64
+                  complete: true
+                  missing: []
+                  layers:
+                    - digest: sha256:9f2d7c1b0a3e5d8f6c4b2a1908f7e6d5c4b3a29180f7e6d5c4b3a29180f7e6d5
+                      size: 167772160
+        untagged_count:
+          description: The number of manifests that no tag leads to, such as of images pulled by digest and of a tag's earlier images.
+          type: int
+          sample: 0
+        untagged:
+          description: These manifests, shaped as RV(caches[].repositories[].tags) without C(tag), with O(details=true).
+          type: list
+          elements: dict
+          sample: []
+    counts:
+      description: >-
+        The number of C(repositories), C(tags) and C(manifests) that match O(repository), and of C(blobs), C(uploads) under way or
+        broken off, and C(problems) in the whole store.
+      type: dict
+      sample: {repositories: 1, tags: 1, manifests: 1, blobs: 4, uploads: 0, problems: 0}
+    bytes:
+      description: The bytes of all blobs, manifests and configs included. A blob that several repositories share is there once.
+      type: int
+      sample: 230688512
+    upload_bytes:
+      description: The bytes of uploads under way or broken off.
+      type: int
+      sample: 0
+    disk:
+      description: The C(total) bytes of the file system, and those that are C(free) to an unprivileged user.
+      type: dict
+      sample: {total: 107374182400, free: 80530636800}
+    proxy:
+      description:
+        - What distribution counted since it started, for C(blobs) and C(manifests) each C(requests), C(hits), C(misses),
+          C(bytes_pulled) from its upstream and C(bytes_pushed) to its clients. Blobs that the edge sends itself are not among them.
+        - Distribution 2.8 counts a fill as a request with its bytes pushed, and counts neither hits, misses nor bytes pulled of
+          blobs, which are null then.
+        - Null when it could not be asked.
+      type: dict
+      sample:
+        blobs: {requests: 9, hits: 6, misses: 3, bytes_pulled: 230686720, bytes_pushed: 692060160}
+        manifests: {requests: 4, hits: 3, misses: 1, bytes_pulled: 1792, bytes_pushed: 7168}
+    proxy_unknown:
+      description: Why RV(caches[].proxy) is null; empty when it is not.
+      type: str
+      sample: ""
+    problems:
+      description: The first 20 things in the store that are not as distribution leaves them, and what can't be read.
+      type: list
+      elements: dict
+      contains:
+        path:
+          description: Where, below the cache's directory.
+          type: str
+          sample: docker/registry/v2/repositories/svc/notes.txt
+        why:
+          description: What it is.
+          type: str
+          sample: a file that distribution does not put there
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import default_caches, report_cache
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "caches": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "path", "required": True},
+                    "debug_url": {"type": "str", "default": ""},
+                },
+            },
+            "repository": {"type": "str", "default": "*"},
+            "details": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    caches, repository, details = (module.params[name] for name in ("caches", "repository", "details"))
+    try:
+        reports = [report_cache(**cache, repository=repository, details=details) for cache in (default_caches() if caches is None else caches)]
+        module.exit_json(changed=False, caches=reports)
+    except RegistryFleetError as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+#!/usr/bin/python
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mirror_pull
+short_description: Pull an image from a mirror and keep nothing
+version_added: 0.1.0
+author:
+  - mirrorfleet contributors (@mirrorfleet)
+description:
+  - Pulls one image as a docker host does, its manifest, its config and its layers, three at once, verifies the digest of
+    each and throws the bytes away. It needs no Docker and leaves nothing on the host.
+  - It proves that a mirror serves, from where the module runs. A cold mirror fetches the image from its upstream first.
+  - Environment variables that name proxies are not used.
+options:
+  image:
+    description:
+      - The image, as C([domain/]path[:tag][@digest]). Without a tag and a digest, C(latest) is pulled.
+      - Path, tag and digest are asked for at O(url). A domain only says where the image comes from. Without one the path is
+        used as written, so an official image of Docker Hub is C(library/NAME) or C(docker.io/NAME).
+    type: str
+    required: true
+  url:
+    description:
+      - The mirror, as C(https://host:port), or any registry. If the registry's C(/v2/) is below a path, the path belongs to it.
+    type: str
+    required: true
+  address:
+    description:
+      - The host name or address to connect to instead of the host in O(url), so that one of several mirror hosts behind a name
+        can be asked. The certificate must be for the host in O(url) still.
+    type: str
+  platform:
+    description:
+      - The platform to choose of an image that is made for several, as C(os/architecture) or C(os/architecture/variant).
+      - The default is C(linux/) and this host's architecture.
+    type: str
+  username:
+    description: The user, for a registry that asks for one. It is sent only when the registry asks.
+    type: str
+  password:
+    description: The user's password or token.
+    type: str
+  ca_certificate:
+    description:
+      - The certificate of the authority that signed the mirror's, as PEM text or as the path of a file on the host.
+        It is trusted beside the system's authorities.
+    type: str
+  validate_certs:
+    description: Whether the mirror's certificate must be valid.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - The most seconds to wait for the next byte. It does not bound the pull, which takes as long as bytes come.
+    type: float
+    default: 60
+  connect_timeout:
+    description: The most seconds to wait for a connection, TLS included.
+    type: float
+    default: 5
+  retries:
+    description:
+      - How often a manifest or blob is asked for again after a broken connection, a time-out, 429 or 5xx, with growing pauses
+        of 0.25 to 8 seconds.
+    type: int
+    default: 3
+attributes:
+  check_mode:
+    description: Can run in check mode and return changed status prediction without modifying target.
+    support: full
+    details:
+      - The pull is the same in check mode, because it changes nothing on the host. A mirror that did not hold the image holds it
+        afterwards.
+  diff_mode:
+    description: Returns details on what has changed (or possibly needs changing in check mode), when in diff mode.
+    support: N/A
+    details:
+      - Nothing changes.
+  idempotent:
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+    support: full
+    details:
+      - Never reports a change.
+notes:
+  - An error names the URL, the status and what the answer said, and what to do. It holds no credentials.
+seealso:
+  - module: mirrorfleet.registry.cache_info
+"""
+
+EXAMPLES = r"""
+- name: The mirror answers a real pull
+  mirrorfleet.registry.mirror_pull:
+    image: svc/app:1
+    url: https://mirror.zagreb:5000
+    ca_certificate: /etc/docker/certs.d/mirror.zagreb:5000/ca.crt
+  register: pulled
+
+- name: How fast it was
+  ansible.builtin.debug:
+    msg: "{{ pulled.bytes }} bytes in {{ pulled.seconds }} s, the first after {{ pulled.seconds_to_first_byte }} s"
+
+- name: The upstream accepts the credentials
+  mirrorfleet.registry.mirror_pull:
+    image: library/canary:1
+    url: https://artifactory.example.com/artifactory/api/docker/docker-local
+    username: dc-reader
+    password: "{{ vault_central_password }}"
+    retries: 0
+"""
+
+RETURN = r"""
+image:
+  description: The image, as given.
+  returned: success
+  type: str
+  sample: svc/app:1
+digest:
+  description: The digest of what the tag names, the index of an image for several platforms.
+  returned: success
+  type: str
+  sample: sha256:2d1b2f0e9a5f6f9c1f0f5b1b1a3b7d3c5a8f1e4b6d9c2a7e0f3b5d8c1a4e7f0b
+platform:
+  description: The platform that the pulled image says it is for; empty when it says none.
+  returned: success
+  type: str
+  sample: linux/amd64
+bytes:
+  description: The bytes of all manifests, the config and the layers.
+  returned: success
+  type: int
+  sample: 230688512
+layers:
+  description: The number of different layers.
+  returned: success
+  type: int
+  sample: 2
+seconds:
+  description: The seconds that the pull took.
+  returned: success
+  type: float
+  sample: 17.634
+seconds_to_first_byte:
+  description: The seconds from the start of the pull to the first byte of a layer, or of the config when there are no layers.
+  returned: success
+  type: float
+  sample: 0.212
+blobs:
+  description: The config, then each layer in the image's order.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    digest:
+      description: Its digest, verified.
+      type: str
+      sample: sha256:9f2d7c1b0a3e5d8f6c4b2a1908f7e6d5c4b3a29180f7e6d5c4b3a29180f7e6d5
+    bytes:
+      description: Its size in bytes.
+      type: int
+      sample: 167772160
+    seconds:
+      description: The seconds from its request to its last byte.
+      type: float
+      sample: 12.871
+    seconds_to_first_byte:
+      description: The seconds from its request to its first byte.
+      type: float
+      sample: 0.104
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "image": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "address": {"type": "str"},
+            "platform": {"type": "str"},
+            "username": {"type": "str"},
+            "password": {"type": "str", "no_log": True},
+            "ca_certificate": {"type": "str"},
+            "validate_certs": {"type": "bool", "default": True},
+            "timeout": {"type": "float", "default": 60},
+            "connect_timeout": {"type": "float", "default": 5},
+            "retries": {"type": "int", "default": 3},
+        },
+        required_together=[("username", "password")],
+        supports_check_mode=True,
+    )
+    given = {name: value for name, value in module.params.items() if value is not None}
+    image, platform = given.pop("image"), given.pop("platform", "")
+    try:
+        with RegistryClient(**given) as client:
+            module.exit_json(changed=False, **pull_image(client, image, platform))
+    except RegistryFleetError as error:
+        module.fail_json(msg=f"{image} can't be pulled. {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""Real registries: distribution itself, as a plain registry or in proxy mode, on loopback ports of its own; and a server that
+answers what a broken one would."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import gzip
+import hashlib
+import http.client
+import io
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import socketserver
+import subprocess
+import tarfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Union, cast
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+OCI = "application/vnd.oci.image"
+_BLANK_LINE = b"\r\n\r\n"
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def layer_of(files: dict[str, bytes]) -> bytes:
+    """A gzipped layer, the same bytes for the same files."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return gzip.compress(plain.getvalue(), compresslevel=1, mtime=0)
+
+
+@dataclass
+class Image:
+    """An OCI image manifest and its blobs by digest, the config first."""
+
+    manifest: bytes
+    blobs: dict[str, bytes]
+    media_type: str = f"{OCI}.manifest.v1+json"
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.manifest)
+
+    @property
+    def size(self) -> int:
+        """The bytes of a pull: manifest, config and layers."""
+        return len(self.manifest) + sum(map(len, self.blobs.values()))
+
+
+def image_of(*layers: bytes, architecture: str = "amd64", labels: dict[str, str] | None = None) -> Image:
+    config = json.dumps({
+        "architecture": architecture, "os": "linux", "config": {"Labels": labels or {}},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(gzip.decompress(layer)) for layer in layers]},
+    }).encode()
+    manifest = json.dumps({
+        "schemaVersion": 2, "mediaType": f"{OCI}.manifest.v1+json",
+        "config": {"mediaType": f"{OCI}.config.v1+json", "digest": digest_of(config), "size": len(config)},
+        "layers": [{"mediaType": f"{OCI}.layer.v1.tar+gzip", "digest": digest_of(layer), "size": len(layer)} for layer in layers],
+    }).encode()
+    return Image(manifest, {digest_of(blob): blob for blob in (config, *layers)})
+
+
+def index_of(images: dict[str, Image]) -> bytes:
+    """An OCI index of images by platform."""
+    manifests = []
+    for platform, image in images.items():
+        names = zip(("os", "architecture", "variant"), platform.split("/"))
+        manifests.append({"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest), "platform": dict(names)})
+    return json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": manifests}).encode()
+
+
+@dataclass
+class Registry:
+    """A running distribution; ``root`` is its rootdirectory."""
+
+    port: int
+    debug_port: int
+    root: Path
+    scheme: str = "http"
+    headers: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def debug_url(self) -> str:
+        return f"http://127.0.0.1:{self.debug_port}"
+
+    @property
+    def v2(self) -> Path:
+        return self.root / "docker/registry/v2"
+
+    def blob_path(self, digest: str) -> Path:
+        algorithm, _colon, encoded = digest.partition(":")
+        return self.v2 / "blobs" / algorithm / encoded[:2] / encoded / "data"
+
+    def request(self, method: str, target: str, body: bytes = b"", media_type: str = "application/octet-stream") -> tuple[int, str, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request(method, target, body, {"Content-Type": media_type, **self.headers})
+        answer = connection.getresponse()
+        result = answer.status, answer.headers.get("Location", ""), answer.read()
+        connection.close()
+        return result
+
+    def push_manifest(self, repository: str, target: str, manifest: bytes, media_type: str) -> str:
+        status, _location, body = self.request("PUT", f"/v2/{repository}/manifests/{target}", manifest, media_type)
+        assert status == 201, body
+        return digest_of(manifest)
+
+    def push(self, repository: str, tag: str, image: Image) -> str:
+        """Push an image; its digest."""
+        for digest, blob in image.blobs.items():
+            status, location, body = self.request("POST", f"/v2/{repository}/blobs/uploads/")
+            assert status == 202, body
+            target = location.split(f":{self.port}", 1)[1]
+            status, location, body = self.request("PUT", f"{target}&digest={digest}", blob)
+            assert status == 201, body
+        return self.push_manifest(repository, tag, image.manifest, image.media_type)
+
+    def push_index(self, repository: str, tag: str, images: dict[str, Image]) -> str:
+        """Push images by platform and an index of them; the index's digest."""
+        for image in images.values():
+            self.push(repository, image.digest, image)
+        return self.push_manifest(repository, tag, index_of(images), f"{OCI}.index.v1+json")
+
+    def start(self, configuration: dict[str, Any]) -> None:
+        binary = shutil.which("docker-registry")
+        if binary is None:
+            pytest.fail("docker-registry is missing; these tests run a real one: apt-get install docker-registry")
+        # JSON is YAML.
+        path = self.root.with_suffix(".json")
+        path.write_text(json.dumps(configuration))
+        self.root.mkdir(exist_ok=True)
+        with open(self.root.with_suffix(".log"), "ab") as log:
+            self.process = subprocess.Popen([binary, "serve", str(path)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        pytest.fail(f"docker-registry does not listen on {self.port}: {self.root.with_suffix('.log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+
+
+StartRegistry = Callable[..., Registry]
+
+
+@pytest.fixture
+def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
+    """Start a registry: ``start_registry(upstream=url)`` is a cache of another; other keys go into its configuration."""
+    running: list[Registry] = []
+
+    def start(upstream: str = "", headers: dict[str, str] | None = None, tls: dict[str, str] | None = None, **configuration: Any) -> Registry:
+        registry = Registry(free_port(), free_port(), tmp_path / f"registry{len(running)}", "https" if tls else "http", headers or {})
+        running.append(registry)
+        registry.start({
+            "version": 0.1,
+            "log": {"level": "warn"},
+            "storage": {"filesystem": {"rootdirectory": str(registry.root)}, "delete": {"enabled": not upstream}},
+            "http": {
+                "addr": f"127.0.0.1:{registry.port}",
+                "debug": {"addr": f"127.0.0.1:{registry.debug_port}", "prometheus": {"enabled": True, "path": "/metrics"}},
+                **({"tls": tls} if tls else {}),
+            },
+            **({"proxy": {"remoteurl": upstream}} if upstream else {}),
+            **configuration,
+        })
+        return registry
+
+    yield start
+    for registry in running:
+        registry.stop()
+
+
+@pytest.fixture
+def registry(start_registry: StartRegistry) -> Registry:
+    """A plain registry, empty."""
+    return start_registry()
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+    """An HTTP answer as it goes over the wire; ``Content_Type="text/html"`` is a header."""
+    named = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"HTTP/1.1 {status} {http.client.responses.get(status, '')}\r\n{head}\r\n".encode() + body
+
+
+# From a request's path to the bytes of its answer; None: say nothing until the client goes.
+Answers = Callable[[str], Union[bytes, Iterable[bytes], None]]
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Answers with whatever bytes it is told to."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.answers = answers
+        self.connections = 0
+        self.requests: list[str] = []  # their heads
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is part of the tests."""
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        server = cast(Server, self.server)
+        server.connections += 1
+        while True:
+            lines = []
+            while True:
+                line = self.rfile.readline()
+                if not line:
+                    return
+                if line == b"\r\n":
+                    break
+                lines.append(line.decode())
+            server.requests.append("".join(lines))
+            said = server.answers(lines[0].split()[1])
+            if said is None:
+                self.rfile.read(1)
+                return
+            for part in [said] if isinstance(said, bytes) else said:
+                self.wfile.write(part)
+            # An answer without a length, or with a wrong one, ends with its connection.
+            if not isinstance(said, bytes) or f"Content-Length: {len(said.partition(_BLANK_LINE)[2])}\r\n".encode() not in said:
+                return
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answers], Server]]:
+    """Start a server of given answers."""
+    running: list[Server] = []
+
+    def start(answers: Answers) -> Server:
+        server = Server(answers)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return server
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def answers_of(image: Image, repository: str = "svc/app", tag: str = "1") -> dict[str, bytes]:
+    """What a registry answers that has one image, by path."""
+    manifest = answer(200, image.manifest, Content_Type=image.media_type, Docker_Content_Digest=image.digest)
+    blobs = {f"/v2/{repository}/blobs/{digest}": answer(200, blob, Content_Type="application/octet-stream") for digest, blob in image.blobs.items()}
+    return {f"/v2/{repository}/manifests/{tag}": manifest, f"/v2/{repository}/manifests/{image.digest}": manifest, **blobs}
+
+
+RunModule = Callable[..., "dict[str, Any]"]
+
+
+@pytest.fixture
+def run_module(capsys: pytest.CaptureFixture[str]) -> RunModule:
+    """Run a module's main() with arguments; what it returns to Ansible."""
+    def run(main: Callable[[], None], **arguments: Any) -> dict[str, Any]:
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            main()
+        return cast("dict[str, Any]", json.loads(capsys.readouterr().out))
+
+    return run
+
+
+class Authority:
+    """A certificate authority that has signed a server's certificate for 127.0.0.1, and signs tokens."""
+
+    def __init__(self, directory: Path) -> None:
+        self._key = rsa.generate_private_key(65537, 2048)
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
+        self._certificate = self._sign(name, self._key, x509.BasicConstraints(ca=True, path_length=None))
+        self.certificate = directory / "ca.crt"
+        self.certificate.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+        key = rsa.generate_private_key(65537, 2048)
+        self.server_key, self.server_certificate = directory / "server.key", directory / "server.crt"
+        self.server_key.write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+        )
+        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        server = self._sign(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mirror")]), key, address)
+        self.server_certificate.write_bytes(server.public_bytes(serialization.Encoding.PEM))
+
+    def _sign(self, subject: x509.Name, key: rsa.RSAPrivateKey, extension: x509.ExtensionType) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = x509.CertificateBuilder(
+            issuer_name=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")]), subject_name=subject, public_key=key.public_key(),
+            serial_number=x509.random_serial_number(), not_valid_before=now - datetime.timedelta(hours=1), not_valid_after=now + datetime.timedelta(days=1),
+        )
+        return builder.add_extension(extension, critical=True).sign(self._key, hashes.SHA256())
+
+    def token(self, path: str) -> bytes:
+        """The answer of a token endpoint (distribution docs/content/spec/auth/jwt.md): everything that the scope asks for is granted."""
+        kind, name, actions = parse_qs(urlsplit(path).query)["scope"][0].split(":")
+        der = self._certificate.public_bytes(serialization.Encoding.DER)
+        header = {"typ": "JWT", "alg": "RS256", "x5c": [base64.b64encode(der).decode()]}
+        now = int(time.time())
+        claims = {
+            "iss": "lab", "sub": "reader", "aud": "lab", "exp": now + 300, "nbf": now - 60, "iat": now, "jti": os.urandom(8).hex(),
+            "access": [{"type": kind, "name": name, "actions": actions.split(",")}],
+        }
+        signed = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims))
+        signature = base64.urlsafe_b64encode(self._key.sign(signed, padding.PKCS1v15(), hashes.SHA256())).rstrip(b"=")
+        return answer(200, json.dumps({"token": (signed + b"." + signature).decode()}).encode(), Content_Type="application/json")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))

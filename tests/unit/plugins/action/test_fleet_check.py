@@ -1,0 +1,396 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""The whole inventory is checked by real runs of ansible-playbook, one for each thing an operator may get wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet
+
+COLLECTIONS = Path(fleet.__file__).parents[5]
+PASSWORD = "wander3r-in-the-fog"
+CENTRAL = {
+    "name": "central", "url": "https://artifactory.example.com", "path_prefix": "/artifactory/api/docker/docker-local",
+    "username": "dc-reader", "password": "{{ vault_central_password }}", "port": 5000, "canary": "platform/canary:1",
+}
+HUB = {"name": "dockerhub", "url": "https://registry-1.docker.io", "port": 5001, "docker_hub": True}
+ALL = {"mirror_upstreams": [CENTRAL, HUB], "mirror_runtime": "package", "vault_central_password": PASSWORD}
+GROUPS = {
+    "mirrors": ["m1.zagreb", "m2.zagreb", "m1.lima"],
+    "docker_hosts": ["d1.zagreb", "d2.zagreb", "d1.lima"],
+    "dc_zagreb": ["m1.zagreb", "m2.zagreb", "d1.zagreb", "d2.zagreb"],
+    "dc_lima": ["m1.lima", "d1.lima"],
+}
+# The second play stands for the roles: it must not begin when the first has found a problem.
+PLAYBOOK = [
+    {"hosts": "all", "gather_facts": False, "tasks": [
+        {"mirrorfleet.registry.fleet_check": {}, "register": "fleet"},
+        {"ansible.builtin.copy": {"content": "{{ fleet.data_centers | to_json }}", "dest": "{{ playbook_dir }}/data_centers.json", "mode": "0600"},
+         "delegate_to": "localhost", "run_once": True},
+    ]},
+    {"hosts": "all", "gather_facts": False, "connection": "local", "tasks": [
+        {"ansible.builtin.file": {"path": "{{ playbook_dir }}/touched", "state": "touch", "mode": "0600"}, "run_once": True},
+    ]},
+]
+
+
+@dataclass
+class Fleet:
+    """An inventory to spoil, and what came of its check."""
+
+    directory: Path
+    groups: dict[str, list[str]]
+    all: dict[str, Any]
+    vars: dict[str, dict[str, Any]]  # of groups and hosts
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and output of the playbook."""
+        inventory = {
+            name: {"hosts": dict.fromkeys(hosts), "vars": self.vars.get(name, {})} for name, hosts in self.groups.items()
+        }
+        inventory["all"] = {"hosts": {host: own for host, own in self.vars.items() if host not in self.groups}, "vars": {}}
+        (self.directory / "hosts.json").write_text(json.dumps(inventory))
+        (self.directory / "group_vars").mkdir(exist_ok=True)
+        (self.directory / "group_vars/all.yml").write_text(json.dumps(self.all))
+        (self.directory / "play.yml").write_text(json.dumps(PLAYBOOK))
+        command = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) or "ansible-playbook"
+        done = subprocess.run(
+            [command, "--inventory", "hosts.json", "--extra-vars", f"ansible_python_interpreter={sys.executable}", *arguments, "play.yml"],
+            cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+            env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        )
+        return done.returncode, done.stdout
+
+    @property
+    def data_centers(self) -> Any:
+        return json.loads((self.directory / "data_centers.json").read_text())
+
+    def accepted(self, *arguments: str) -> str:
+        status, output = self.run(*arguments)
+        assert status == 0, output
+        assert (self.directory / "touched").exists()
+        return output
+
+    def refused(self, *problems: str, arguments: tuple[str, ...] = ()) -> None:
+        """Exactly these problems were listed, no secret was shown, and nothing was touched."""
+        status, output = self.run(*arguments)
+        assert status != 0, output
+        assert not (self.directory / "touched").exists()
+        assert PASSWORD not in output
+        failure = re.search(r"FAILED! => (.*)", output)
+        assert failure, output
+        headline, *listed = json.loads(failure[1])["msg"].splitlines()
+        assert headline.endswith(" in the inventory. Nothing was touched.")
+        assert sorted(listed) == sorted(f"- {problem}" for problem in problems)
+
+
+@pytest.fixture
+def fleet_(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path, copy.deepcopy(GROUPS), copy.deepcopy(ALL), {})
+
+
+def test_a_right_inventory_passes_and_the_data_centers_are_known(fleet_: Fleet) -> None:
+    fleet_.accepted()
+    assert fleet_.data_centers == {
+        "zagreb": {"mirrors": ["m1.zagreb", "m2.zagreb"], "docker_hosts": ["d1.zagreb", "d2.zagreb"]},
+        "lima": {"mirrors": ["m1.lima"], "docker_hosts": ["d1.lima"]},
+    }
+
+
+def test_check_mode_finds_the_same(fleet_: Fleet) -> None:
+    fleet_.vars["m1.lima"] = {"mirror_runtime": "podman"}
+    fleet_.refused("host m1.lima: mirror_runtime: 'podman': write package or container.", arguments=("--check",))
+
+
+def no_mirrors(fleet_: Fleet) -> str:
+    fleet_.groups["mirrors"].remove("m1.lima")
+    return "group dc_lima: has docker hosts (d1.lima) and no mirror host. Put one of its hosts into the group mirrors."
+
+
+def no_mirrors_at_all(fleet_: Fleet) -> tuple[str, ...]:
+    fleet_.groups["mirror"] = fleet_.groups.pop("mirrors")
+    return (
+        "group mirror: is no group that anything looks for. Write mirrors.",
+        "group mirrors: has no host. Put the mirror hosts of every data center into it.",
+        "group dc_lima: has docker hosts (d1.lima) and no mirror host. Put one of its hosts into the group mirrors.",
+        "group dc_zagreb: has docker hosts (d1.zagreb, d2.zagreb) and no mirror host. Put one of its hosts into the group mirrors.",
+    )
+
+
+def in_two_data_centers(fleet_: Fleet) -> str:
+    fleet_.groups["dc_lima"].append("d1.zagreb")
+    return "host d1.zagreb: is in dc_lima and dc_zagreb. A host is in one data center: leave it in one of them."
+
+
+def in_no_data_center(fleet_: Fleet) -> tuple[str, ...]:
+    fleet_.groups["mirrors"].append("stray")
+    fleet_.groups["docker_hosts"].append("lost")
+    return (
+        "host stray: is in the group mirrors and in no data center. Put it into a group dc_<name>.",
+        "host lost: is in the group docker_hosts and in no data center. Put it into a group dc_<name>.",
+    )
+
+
+def one_port(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][1]["port"] = 5000
+    return "group all: mirror_upstreams: upstreams 'central' and 'dockerhub' both have port 5000. Give each its own."
+
+
+def one_name(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][1]["name"] = "central"
+    return "group all: mirror_upstreams: 2 upstreams have the name 'central'. Give each its own."
+
+
+def derived_port(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][1]["port"] = 15000
+    return (
+        "group all: mirror_upstreams: upstream 'dockerhub': port: 15000: its edge port 15000 is the cache port of upstream 'central'. "
+        "Write another port."
+    )
+
+
+def port_of_the_statistics(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][1]["port"] = 8404
+    return (
+        "group all: mirror_upstreams: upstream 'dockerhub': port: 8404: its edge port 8404 is taken by haproxy_front_stats_bind "
+        "(127.0.0.1:8404). Write another port."
+    )
+
+
+def a_login_that_the_playbooks_lack(fleet_: Fleet) -> str:
+    fleet_.all["mirror_edge_htpasswd"] = "joe:{PLAIN}joe"
+    fleet_.all["mirror_username"] = "joe"
+    return (
+        "group mirrors: mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, "
+        "so that the playbooks can pull."
+    )
+
+
+def url_with_a_path(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][0]["url"] = "https://artifactory.example.com/artifactory/api/docker/docker-local/v2/"
+    return (
+        "group all: mirror_upstreams: upstream 'central': url: 'https://artifactory.example.com/artifactory/api/docker/docker-local/v2/': "
+        "has a path. Write url: https://artifactory.example.com and path_prefix: /artifactory/api/docker/docker-local."
+    )
+
+
+def url_with_a_password(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][0]["url"] = f"https://dc-reader:{PASSWORD}@artifactory.example.com"
+    return (
+        "group all: mirror_upstreams: upstream 'central': url: 'https://…@artifactory.example.com': holds credentials. "
+        "Write them as username and password, and keep the password in the vault."
+    )
+
+
+def key_missing(fleet_: Fleet) -> str:
+    del fleet_.all["mirror_upstreams"][1]["port"]
+    return "group all: mirror_upstreams: upstream 'dockerhub': port: is missing. Write port: 5000, where docker hosts find it."
+
+
+def password_undefined(fleet_: Fleet) -> str:
+    del fleet_.all["vault_central_password"]
+    return (
+        "group all: mirror_upstreams: upstream 'central': password: has no value ('vault_central_password' is undefined). "
+        "Define it in the vault, and give the vault's password."
+    )
+
+
+def password_undefined_in_one_data_center(fleet_: Fleet) -> str:
+    fleet_.vars["dc_zagreb"] = {"vault_central_password": fleet_.all.pop("vault_central_password")}
+    return (
+        "group dc_lima: mirror_upstreams: upstream 'central': password: has no value ('vault_central_password' is undefined). "
+        "Define it in the vault, and give the vault's password."
+    )
+
+
+def password_empty(fleet_: Fleet) -> str:
+    fleet_.all["vault_central_password"] = ""
+    return (
+        "group all: mirror_upstreams: upstream 'central': password: is empty. "
+        "Write it, or leave username and password out where the upstream asks for none."
+    )
+
+
+def password_left_out(fleet_: Fleet) -> str:
+    del fleet_.all["mirror_upstreams"][0]["password"]
+    return (
+        "group all: mirror_upstreams: upstream 'central': username: is there without password. "
+        "Write both, or neither where the upstream asks for none."
+    )
+
+
+def password_in_a_broken_template(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"][0]["password"] = f"{{{{ '{PASSWORD}' + 1 }}}}"
+    return (
+        "group all: mirror_upstreams: upstream 'central': password: has no value (its template fails). "
+        "Define it in the vault, and give the vault's password."
+    )
+
+
+def list_undefined(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"] = "{{ site_upstreams }}"
+    return "group all: mirror_upstreams: has no value ('site_upstreams' is undefined)."
+
+
+def list_empty(fleet_: Fleet) -> str:
+    fleet_.all["mirror_upstreams"] = []
+    return "group all: mirror_upstreams: is not there, or empty. Write the list of upstreams into group_vars/all."
+
+
+def runtime(fleet_: Fleet) -> str:
+    fleet_.vars["m2.zagreb"] = {"mirror_runtime": "podman"}
+    return "host m2.zagreb: mirror_runtime: 'podman': write package or container."
+
+
+def upstreams_differ(fleet_: Fleet) -> str:
+    fleet_.vars["d2.zagreb"] = {"mirror_upstreams": [{**CENTRAL, "port": 5005, "password": PASSWORD + "!"}, HUB]}
+    return (
+        "group dc_zagreb: mirror_upstreams: differs between hosts m1.zagreb and d2.zagreb (upstream 'central': password, port). "
+        "Set it in group_vars of dc_zagreb or of all, and not closer to a host."
+    )
+
+
+def tls_differs(fleet_: Fleet) -> str:
+    fleet_.vars["docker_hosts"] = {"mirror_edge_tls": "none"}
+    fleet_.vars["d1.lima"] = {"mirror_edge_tls": "ca"}
+    return (
+        "group dc_zagreb: mirror_edge_tls: differs between hosts m1.zagreb and d1.zagreb ('ca' and 'none'). "
+        "Set it in group_vars of dc_zagreb or of all, and not closer to a host."
+    )
+
+
+def slip(fleet_: Fleet) -> str:
+    fleet_.vars["dc_lima"] = {"mirror_upstream": []}
+    return "group dc_lima: mirror_upstream: is no variable of this collection. Write mirror_upstreams."
+
+
+def more_slips(fleet_: Fleet) -> tuple[str, ...]:
+    fleet_.all.update(haproxy_front_stat_bind="127.0.0.1:1", mirror_allowed_networks=[], miror_runtime="container")
+    fleet_.vars["d1.lima"] = {"docker_mirror_restrat": True}
+    return (
+        "group all: haproxy_front_stat_bind: is no variable of this collection. Write haproxy_front_stats_bind.",
+        "group all: mirror_allowed_networks: is no variable of this collection. Write mirror_edge_allowed_networks.",
+        "group all: miror_runtime: is no variable of this collection. Write mirror_runtime.",
+        "host d1.lima: docker_mirror_restrat: is no variable of this collection. Write docker_mirror_restart.",
+    )
+
+
+def value_of_a_role(fleet_: Fleet) -> tuple[str, ...]:
+    fleet_.vars["d1.lima"] = {"docker_mirror_restart": "maybe"}
+    fleet_.all.update(mirror_edge_tls="letsencrypt", mirror_edge_private_key="{{ vault_edge_key }}")
+    return (
+        "host d1.lima: docker_mirror_restart: 'maybe': write true or false.",
+        "group all: mirror_edge_tls: 'letsencrypt': write ca, given or none.",
+        "group mirrors: mirror_edge_private_key: has no value ('vault_edge_key' is undefined). Define it.",
+    )
+
+
+@pytest.mark.parametrize("spoil", [
+    no_mirrors, no_mirrors_at_all, in_two_data_centers, in_no_data_center, one_port, one_name, derived_port, port_of_the_statistics,
+    a_login_that_the_playbooks_lack,
+    url_with_a_path, url_with_a_password, key_missing, password_undefined, password_undefined_in_one_data_center, password_empty,
+    password_left_out, password_in_a_broken_template, list_undefined, list_empty, runtime, upstreams_differ, tls_differs, slip, more_slips,
+    value_of_a_role,
+], ids=lambda spoil: spoil.__name__)
+def test_bad_input_is_refused(fleet_: Fleet, spoil: Callable[[Fleet], str | tuple[str, ...]]) -> None:
+    problems = spoil(fleet_)
+    fleet_.refused(*([problems] if isinstance(problems, str) else problems))
+
+
+def test_all_problems_are_listed_at_once(fleet_: Fleet) -> None:
+    fleet_.refused(*in_no_data_center(fleet_), *(spoil(fleet_) for spoil in (one_port, password_left_out, runtime, slip)))
+
+
+def test_a_slip_on_the_command_line_is_found(fleet_: Fleet) -> None:
+    fleet_.refused("group all: mirror_runtimes: is no variable of this collection. Write mirror_runtime.", arguments=("-e", "mirror_runtimes=package"))
+
+
+def test_helpers_of_the_operator_are_let_alone(fleet_: Fleet) -> None:
+    fleet_.all.update(mirror_vault_password="x", _mirror_upstream=[], docker_mirror_of_the_bay="x")
+    # A role's variable that only other hosts read, or that is made of a role's default, is not looked at.
+    fleet_.all["haproxy_front_stats_bind"] = "{{ management_address }}:8404"
+    fleet_.vars["mirrors"] = {"management_address": "10.0.0.1", "mirror_edge_names": "{{ [mirror_edge_bind] }}"}
+    output = " ".join(fleet_.accepted().split())
+    assert "group all: docker_mirror_of_the_bay: no role of this collection reads it." in output
+    assert "mirror_vault_password" not in output
+
+
+def test_values_are_those_of_each_host(fleet_: Fleet) -> None:
+    """One text, templated for each host where it is made of something that differs."""
+    fleet_.all["mirror_upstreams"][0]["url"] = "https://{{ site }}.example.com{{ hostvars[inventory_hostname].tail }}"
+    fleet_.vars.update(dc_lima={"site": "lima", "tail": ""}, dc_zagreb={"site": "zagreb", "tail": "/path"})
+    fleet_.refused(
+        "group dc_zagreb: mirror_upstreams: upstream 'central': url: 'https://zagreb.example.com/path': has a path. "
+        "Write url: https://zagreb.example.com and path_prefix: /path.",
+    )
+
+
+def test_a_data_center_may_have_upstreams_of_its_own(fleet_: Fleet) -> None:
+    fleet_.vars["dc_lima"] = {"mirror_upstreams": [HUB]}
+    fleet_.accepted()
+
+
+def test_limit_checks_all_groups_but_only_the_limit_s_variables(fleet_: Fleet) -> None:
+    fleet_.vars["m1.zagreb"] = {"mirror_runtime": "podman"}
+    fleet_.accepted("--limit", "dc_lima")
+    (fleet_.directory / "touched").unlink()
+    fleet_.groups["dc_zagreb"].append("d1.lima")
+    fleet_.refused(
+        "host d1.lima: is in dc_lima and dc_zagreb. A host is in one data center: leave it in one of them.", arguments=("--limit", "m1.lima"),
+    )
+
+
+@pytest.mark.parametrize("password", [None, "wrong", "right"])
+def test_a_vault_s_value_needs_its_password(fleet_: Fleet, password: str | None) -> None:
+    for name in ("right", "wrong"):
+        (fleet_.directory / name).write_text(name)
+    command = shutil.which("ansible-vault", path=str(Path(sys.executable).parent)) or "ansible-vault"
+    encrypted = subprocess.run(
+        [command, "encrypt_string", "--vault-password-file", "right", "--name", "vault_central_password", PASSWORD],
+        cwd=fleet_.directory, stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout
+    del fleet_.all["vault_central_password"]
+    (fleet_.directory / "host_vars").mkdir()
+    for host in {host for hosts in GROUPS.values() for host in hosts}:
+        (fleet_.directory / "host_vars" / f"{host}.yml").write_text(encrypted)
+    if password == "right":
+        fleet_.accepted("--vault-password-file", "right")
+        return
+    status, output = fleet_.run(*(("--vault-password-file", password) if password else ()))
+    assert status != 0
+    assert "group all: mirror_upstreams: upstream 'central': password: has no value (" in output
+    assert "no vault secrets" in output
+    assert "Define it in the vault, and give the vault's password." in output
+    assert not (fleet_.directory / "touched").exists()
+
+
+def test_three_hundred_hosts_take_less_than_three_seconds(fleet_: Fleet) -> None:
+    names = ["zagreb", "frankfurt", "dublin", "virginia", "saopaulo", "singapore"]
+    fleet_.groups = {"mirrors": [f"m{number}.{name}" for name in names for number in (1, 2)]}
+    fleet_.groups["docker_hosts"] = [f"d{number}.{name}" for name in names for number in range(48)]
+    for name in names:
+        fleet_.groups[f"dc_{name}"] = [host for hosts in list(fleet_.groups.values())[:2] for host in hosts if host.endswith("." + name)]
+        fleet_.vars[f"dc_{name}"] = {"site": name}
+    fleet_.all["mirror_upstreams"][0]["url"] = "https://{{ site }}.example.com"
+    fleet_.all["docker_mirror_daemon_options"] = {"labels": ["host={{ inventory_hostname }}"]}
+    # In the last host, so that all have been looked at.
+    fleet_.vars[fleet_.groups["docker_hosts"][-1]] = {"docker_mirror_restart": "maybe"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    fleet_.refused("host d47.singapore: docker_mirror_restart: 'maybe': write true or false.")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # CPU seconds: other tests may run beside this one.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3

@@ -1,0 +1,102 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""A Bearer upstream, as the Docker Hub is one, from end to end: both roles' configurations, distribution behind HAProxy, a registry that
+asks for tokens. Only the token server is a small one of our own: distribution brings none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Callable
+
+import yaml
+
+from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    Authority,
+    Registry,
+    RunModule,
+    StartRegistry,
+    answer,
+    image_of,
+    layer_of,
+)
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import Front, listen, write
+
+PASSWORD = "hub-Pass-1"
+BASIC = base64.b64encode(f"reader:{PASSWORD}".encode()).decode()
+IMAGE = image_of(layer_of({"app": b"the application" * 1000}))
+
+
+def cache_configuration(files: list[dict[str, Any]]) -> dict[str, Any]:
+    """What distribution reads, where the role says that its file holds a secret."""
+    file, = (each for each in files if each["path"].endswith("/hub.yml"))
+    assert file["secret"] and file["mode"] == "0400"
+    return dict(yaml.safe_load(file["content"]))
+
+
+def ports_of_an_upstream() -> tuple[int, int]:
+    """A free port for the statistics, and a front port whose upstream's cache and debug ports are free too; below the ephemeral
+    ports, where a connection of another test may come to be."""
+    while True:
+        front_port = random.randrange(15000, 32000)
+        try:
+            for port in (front_port, front_port + 1, front_port - 3000, front_port - 2000):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return front_port + 1, front_port
+
+
+def test_a_pull_from_a_bearer_upstream(
+    render: Render, tmp_path: Path, start_registry: StartRegistry, serve: Callable[..., Any], authority: Authority, run_module: RunModule,
+) -> None:
+    tokens = serve(lambda path: authority.token(path) if BASIC in tokens.requests[-1] else answer(401, b"who are you"))
+    hub = start_registry(auth={"token": {"realm": f"{tokens.url}/token", "service": "lab", "issuer": "lab", "rootcertbundle": str(authority.certificate)}})
+    granted = authority.token("/?scope=repository:svc/app:pull,push").partition(b"\r\n\r\n")[2]
+    hub.headers = {"Authorization": f"Bearer {json.loads(granted)['token']}"}
+    hub.push("svc/app", "1", IMAGE)
+
+    stats_port, front_port = ports_of_an_upstream()
+    variables = {
+        "mirror_upstreams": [{
+            "name": "hub", "url": hub.url, "port": front_port - 13000, "canary": "svc/app:1", "auth": "bearer", "token_realm": f"{tokens.url}/token",
+            "token_service": "lab", "username": "reader", "password": PASSWORD,
+        }],
+        "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}",
+        "__haproxy_front_run": str(tmp_path),
+        "pull_through_cache_storage": str(tmp_path / "store"),
+    }
+    (front_files,), (cache_files,) = render("haproxy_front", variables), render("pull_through_cache", variables)
+    assert not [each["path"] for each in front_files if BASIC in each["content"] or PASSWORD in each["content"]]
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(write(tmp_path, front_files))], stdout=log, stderr=log)
+    front = Front(tmp_path, {"hub": front_port}, stats_port, process)
+    cache = Registry(front_port - 3000, front_port - 2000, tmp_path / "store" / "hub")
+    try:
+        listen(front)
+        (tmp_path / "store").mkdir()
+        cache.start(cache_configuration(cache_files))
+        pulled = run_module(mirror_pull.main, image="svc/app:1", url=cache.url)
+        assert pulled["digest"] == IMAGE.digest, pulled
+        assert tokens.requests and all(BASIC in request for request in tokens.requests)
+        assert BASIC not in front.log() and PASSWORD not in front.log()
+
+        # What is cached is served, and a cache starts, without upstream and token server.
+        hub.stop()
+        tokens.shutdown()
+        cache.stop()
+        cache.start(cache_configuration(cache_files))
+        alone = run_module(mirror_pull.main, image=f"svc/app@{IMAGE.digest}", url=cache.url)
+        assert alone.get("digest") == IMAGE.digest, alone
+    finally:
+        cache.stop()
+        process.terminate()
+        process.wait(10)
