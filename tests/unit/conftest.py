@@ -98,6 +98,23 @@ def index_of(images: dict[str, Image]) -> bytes:
     return json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": manifests}).encode()
 
 
+def until(condition: Callable[[], object], seconds: float = 30) -> float:
+    """Wait until it is so; the seconds it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"not so after {seconds} seconds"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    try:
+        socket.create_connection((address, port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 @dataclass
 class Registry:
     """A running distribution; ``root`` is its rootdirectory."""
@@ -164,14 +181,13 @@ class Registry:
         self.root.mkdir(exist_ok=True)
         with open(self.root.with_suffix(".log"), "ab") as log:
             self.process = subprocess.Popen([binary, "serve", str(path)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 15
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                time.sleep(0.02)
-        pytest.fail(f"docker-registry does not listen on {self.port}: {self.root.with_suffix('.log').read_text()[-2000:]}")
+        until(lambda: listens(self.port) or cast("subprocess.Popen[bytes]", self.process).poll() is not None)
+        if self.process.poll() is not None:
+            pytest.fail(f"docker-registry does not listen on {self.port}: {self.root.with_suffix('.log').read_text()[-2000:]}")
+
+    def until_stored(self, *digests: str) -> None:
+        """Wait until a cache has stored what was pulled: distribution 2.8 does it beside serving, and may be done later."""
+        until(lambda: all(self.blob_path(each).exists() for each in digests) and not list(self.v2.glob("repositories/**/_uploads/*")))
 
     def stop(self) -> None:
         if self.process is not None:

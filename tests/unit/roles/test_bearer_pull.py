@@ -89,6 +89,8 @@ def test_a_pull_from_a_bearer_upstream(
         assert tokens.requests and all(BASIC in request for request in tokens.requests)
         assert BASIC not in front.log() and PASSWORD not in front.log()
 
+        cache.until_stored(IMAGE.digest, *IMAGE.blobs)
+
         # What is cached is served, and a cache starts, without upstream and token server.
         hub.stop()
         tokens.shutdown()

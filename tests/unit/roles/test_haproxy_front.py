@@ -20,6 +20,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import SERVERS, Figures, ask, servers, uptime
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import until
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream
 
 PREFIX = "/artifactory/api/docker/docker-local"
@@ -399,15 +400,6 @@ def test_other_answers_pass(front: Front, central: Upstream, status: int) -> Non
     central.answers[PREFIX + MANIFEST] = Answer(status, {"Retry-After": "7", "Docker-Content-Digest": DIGEST}, b'{"errors":[]}')
     got, headers, body = front.request("central", MANIFEST)
     assert (got, headers["Retry-After"], headers["Docker-Content-Digest"], body) == (status, "7", DIGEST, b'{"errors":[]}')
-
-
-def until(condition: Callable[[], bool], seconds: float) -> float:
-    """How long it took until it is so."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds
-        time.sleep(0.1)
-    return time.monotonic() - start
 
 
 @pytest.mark.parametrize("name", ["nowhere", "dead", "untrusted", "othername"])

@@ -28,10 +28,20 @@ import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import HIGHEST_EDGE_PORT, PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Authority, Image, Registry, RunModule, digest_of, image_of, layer_of
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    Authority,
+    Image,
+    Registry,
+    RunModule,
+    digest_of,
+    image_of,
+    layer_of,
+    listens,
+    until,
+)
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import ATTACKS as FRONT_ATTACKS
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import DIGEST, MANIFEST, SMUGGLED, get, until
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import DIGEST, MANIFEST, SMUGGLED, get
 
 # The first has distribution behind it, the second a server that notes what it gets, the third nothing.
 NAMES = ("hub", "noted", "dead")
@@ -156,15 +166,9 @@ def start_nginx(directory: Path, files: list[dict[str, Any]], address: str, port
 
 
 def listen(edge: Edge) -> None:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and edge.process.poll() is None:
-        try:
-            for port in edge.ports.values():
-                socket.create_connection((edge.address, port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    pytest.fail(edge.told())
+    until(lambda: all(listens(port, edge.address) for port in edge.ports.values()) or edge.process.poll() is not None)
+    if edge.process.poll() is not None:
+        pytest.fail(edge.told())
 
 
 @dataclass
@@ -180,7 +184,7 @@ class Cache:
         for kind, digest in [("manifests", image.digest), *(("blobs", each) for each in image.blobs)]:
             status, _headers, body = edge.request("hub", f"/v2/{repository}/{kind}/{digest}", Accept=image.media_type)
             assert (status, digest_of(body)) == (200, digest)
-            until(self.registry.blob_path(digest).exists, 5)
+            self.registry.until_stored(digest)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -311,7 +315,7 @@ def test_an_image_is_pulled(lab: Lab, run_module: RunModule) -> None:
     for _cold_then_warm in range(2):
         pulled = run_module(mirror_pull.main, image="svc/app:1", url=lab.open.url)
         assert (pulled["digest"], pulled["bytes"]) == (IMAGE.digest, IMAGE.size)
-        until(lab.cache.registry.blob_path(BLOB).exists, 5)
+        lab.cache.registry.until_stored(BLOB)
 
 
 def test_an_image_is_pulled_with_tls_and_login(lab: Lab, run_module: RunModule, authority: Authority) -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +49,6 @@ def pull(registry: Registry, image: str) -> None:
         pull_image(client, image, "linux/amd64")
 
 
-def wait_for(registry: Registry, digests: list[str]) -> None:
-    """Distribution 2.8 stores a blob beside serving it, and may be done later."""
-    deadline = time.monotonic() + 10
-    while list(registry.v2.glob("repositories/*/*/_uploads/*")) or not all(registry.blob_path(digest).exists() for digest in digests):
-        assert time.monotonic() < deadline, "the cache did not store the image"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def cache(start_registry: StartRegistry, registry: Registry) -> Registry:
     """A cache that APP, WEB and amd64 of an index were pulled through."""
@@ -67,7 +58,7 @@ def cache(start_registry: StartRegistry, registry: Registry) -> Registry:
     cache = start_registry(upstream=registry.url)
     for image in ("svc/app:1", "svc/app:1", "svc/web:1", "svc/multi:2"):
         pull(cache, image)
-    wait_for(cache, list(blobs_of(APP, WEB)))
+    cache.until_stored(*blobs_of(APP, WEB))
     return cache
 
 
@@ -175,7 +166,7 @@ def test_images_without_a_tag_are_counted(start_registry: StartRegistry, registr
     registry.push("svc/app", "1", APP)
     cache = start_registry(upstream=registry.url)
     pull(cache, f"svc/app@{APP.digest}")
-    wait_for(cache, list(blobs_of(APP)))
+    cache.until_stored(*blobs_of(APP))
     (repository,) = info(run_module, cache, details=True)["repositories"]
     assert (repository["tags"], repository["untagged_count"]) == ([], 1)
     assert (repository["untagged"][0]["digest"], repository["untagged"][0]["complete"]) == (APP.digest, True)
@@ -204,7 +195,7 @@ def test_a_store_that_is_written_to_is_told_of(start_registry: StartRegistry, re
     pulling.start()
     while pulling.is_alive():
         assert "msg" not in info(run_module, cache)
-    wait_for(cache, list(blobs_of(*images)))
+    cache.until_stored(*blobs_of(*images))
     report = info(run_module, cache)
     assert [repository["tags"][0]["complete"] for repository in report["repositories"]] == [True] * len(images)
 

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import SERVERS, ask, servers
 from ansible_collections.mirrorfleet.registry.plugins.modules import front_info
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, RunModule, digest_of, free_port
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, RunModule, digest_of, free_port, listens, until
 
 
 @pytest.fixture
@@ -42,14 +41,9 @@ backend dead
 """)
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")], stdout=log, stderr=log)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    time.sleep(0.5)  # the first health checks
+    until(lambda: listens(port))
+    # A server is up until its first check has failed.
+    until(lambda: all(each["check"] and each["check"]["result"] in ("L7OK", "L4CON") for each in servers(ask(path, SERVERS))))
     yield port, path
     process.terminate()
     process.wait(10)

@@ -38,14 +38,6 @@ SERVICE = image_of(BASE, APP)
 PASSWORD = "s3cret-p4ss"
 
 
-def wait_for(registry: Registry, digests: list[str]) -> None:
-    """Distribution 2.8 stores a blob beside serving it, and may be done later."""
-    deadline = time.monotonic() + 10
-    while not all(registry.blob_path(digest).exists() for digest in digests):
-        assert time.monotonic() < deadline, "the cache did not store the image"
-        time.sleep(0.02)
-
-
 def test_a_cache_that_is_cold_then_warm_then_alone(start_registry: StartRegistry, registry: Registry, run_module: RunModule) -> None:
     registry.push("svc/app", "1", SERVICE)
     cache = start_registry(upstream=registry.url)
@@ -56,7 +48,7 @@ def test_a_cache_that_is_cold_then_warm_then_alone(start_registry: StartRegistry
     assert [(blob["digest"], blob["bytes"]) for blob in cold["blobs"]] == [(digest, len(blob)) for digest, blob in SERVICE.blobs.items()]
     assert all(0 <= blob["seconds_to_first_byte"] <= blob["seconds"] <= cold["seconds"] for blob in cold["blobs"])
     assert 0 < cold["seconds_to_first_byte"] <= cold["seconds"]
-    wait_for(cache, [SERVICE.digest, *SERVICE.blobs])
+    cache.until_stored(SERVICE.digest, *SERVICE.blobs)
     registry.stop()
     alone = run_module(mirror_pull.main, image="svc/app:1", url=cache.url)
     assert (alone["digest"], alone["bytes"]) == (SERVICE.digest, SERVICE.size)
