@@ -48,23 +48,26 @@ def pull_image(client: RegistryClient, reference: str, platform: str = "") -> di
     config_transfer = client.blob(image.path, config, document.extend if config.size <= _MAX_CONFIG_BYTES else None)
     layers_began = time.monotonic() - began
     transfers, first_byte = _pull_layers(client, image.path, layers)
+    blobs = [config_transfer, *transfers]
     seconds_to_first_byte = layers_began + first_byte if layers else layers_began - config_transfer.seconds + config_transfer.seconds_to_first_byte
     return {
         "image": reference,
         "digest": digest,
         "platform": _platform(bytes(document)),
-        "bytes": manifest_bytes + config_transfer.bytes + sum(transfer.bytes for transfer in transfers),
+        "bytes": manifest_bytes + sum(each.bytes for each in blobs),
+        "bytes_cached": sum(each.bytes for each in blobs if each.cached) if any(each.cached is not None for each in blobs) else None,
         "layers": len(layers),
         "seconds": round(time.monotonic() - began, 3),
         "seconds_to_first_byte": round(seconds_to_first_byte, 3),
         "blobs": [
             {
-                "digest": transfer.digest,
-                "bytes": transfer.bytes,
-                "seconds": round(transfer.seconds, 3),
-                "seconds_to_first_byte": round(transfer.seconds_to_first_byte, 3),
+                "digest": each.digest,
+                "bytes": each.bytes,
+                "cached": each.cached,
+                "seconds": round(each.seconds, 3),
+                "seconds_to_first_byte": round(each.seconds_to_first_byte, 3),
             }
-            for transfer in (config_transfer, *transfers)
+            for each in blobs
         ],
     }
 

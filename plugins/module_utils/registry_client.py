@@ -73,12 +73,16 @@ class RegistryError(RegistryFleetError):
 
 @dataclass(frozen=True)
 class Transfer:
-    """What came for one blob or manifest; ``seconds`` and ``seconds_to_first_byte`` count from the request that brought it."""
+    """What came for one blob or manifest; ``seconds`` and ``seconds_to_first_byte`` count from the request that brought it.
+
+    ``cached``: whether a cache had it stored; None when the answer does not say (RFC 9211, Cache-Status).
+    """
 
     digest: str
     bytes: int
     seconds: float
     seconds_to_first_byte: float
+    cached: bool | None = None
 
 
 class Answer:
@@ -266,6 +270,7 @@ class RegistryClient:
         running = hashlib.new(blob.digest.partition(":")[0])
         with self._get(repository, url, {}) as answer:
             is_page = answer.headers.get("Content-Type", "").startswith("text/")
+            cache_status = answer.headers.get("Cache-Status")
             while True:
                 chunk = answer.chunk()
                 first = first or time.monotonic()
@@ -280,7 +285,8 @@ class RegistryClient:
         elif running.hexdigest() != blob.digest.partition(":")[2]:
             why = f"the body has the digest {running.name}:{running.hexdigest()}"
         else:
-            return Transfer(blob.digest, answer.received, time.monotonic() - began, first - began)
+            cached = None if cache_status is None else bool(re.search(r";\s*hit\b", cache_status))
+            return Transfer(blob.digest, answer.received, time.monotonic() - began, first - began, cached)
         raise RegistryError(url, why, _NO_REGISTRY if is_page else _WRONG_BYTES, 200)
 
     def _retrying(self, fetch: Callable[[], T]) -> T:

@@ -134,6 +134,13 @@ bytes:
   returned: success
   type: int
   sample: 230688512
+bytes_cached:
+  description:
+    - The bytes of the config and the layers that the mirror had in its store. It fetched the rest, or waited for it with others.
+    - V(none) when the registry does not say; a mirror's edge does, by the header C(Cache-Status) of RFC 9211.
+  returned: success
+  type: int
+  sample: 230687230
 layers:
   description: The number of different layers.
   returned: success
@@ -163,6 +170,10 @@ blobs:
       description: Its size in bytes.
       type: int
       sample: 167772160
+    cached:
+      description: Whether the mirror had it in its store; V(none) when the registry does not say.
+      type: bool
+      sample: true
     seconds:
       description: The seconds from its request to its last byte.
       type: float

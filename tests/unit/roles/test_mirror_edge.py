@@ -315,7 +315,15 @@ def test_an_image_is_pulled(lab: Lab, run_module: RunModule) -> None:
     for _cold_then_warm in range(2):
         pulled = run_module(mirror_pull.main, image="svc/app:1", url=lab.open.url)
         assert (pulled["digest"], pulled["bytes"]) == (IMAGE.digest, IMAGE.size)
-        lab.cache.registry.until_stored(BLOB)
+        lab.cache.registry.until_stored(IMAGE.digest, *IMAGE.blobs)
+    assert pulled["bytes_cached"] == IMAGE.size - len(IMAGE.manifest)
+
+
+def test_an_image_that_is_not_stored_is_told_of(lab: Lab, run_module: RunModule) -> None:
+    image = image_of(layer_of({"fresh": os.urandom(1000)}))
+    lab.cache.hub.push("svc/fresh", "1", image)
+    pulled = run_module(mirror_pull.main, image="svc/fresh:1", url=lab.open.url)
+    assert (pulled["bytes_cached"], [each["cached"] for each in pulled["blobs"]]) == (0, [False, False])
 
 
 def test_an_image_is_pulled_with_tls_and_login(lab: Lab, run_module: RunModule, authority: Authority) -> None:

@@ -188,6 +188,16 @@ def test_the_first_byte_is_told_of_when_it_comes(serve: Serve, run_module: RunMo
         assert told["seconds_to_first_byte"] >= 0.2 and told["seconds"] - told["seconds_to_first_byte"] > 0.5
 
 
+@pytest.mark.parametrize(("said", "cached"), [
+    (None, None), ("mirror; hit", True), ("mirror; fwd=uri-miss", False), ('outer; fwd=miss; detail="a hit", mirror;hit;ttl=9', True), ("hit", False),
+])
+def test_what_the_mirror_had_is_told(serve: Serve, run_module: RunModule, said: str | None, cached: bool | None) -> None:
+    blob = answer(200, APP, **({"Cache_Status": said} if said else {}))
+    pulled = run_module(mirror_pull.main, image="svc/app:1", url=serve(lambda path: blob if path == BLOB else answers_of(SERVICE)[path]).url)
+    assert [each["cached"] for each in pulled["blobs"]] == [None, None, cached]
+    assert pulled["bytes_cached"] == {None: None, True: len(APP), False: 0}[cached]
+
+
 def test_nothing_is_left_on_the_host(registry: Registry, run_module: RunModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.push("svc/app", "1", SERVICE)
     here = tmp_path / "here"
