@@ -95,8 +95,7 @@ def check(arguments: Mapping[str, Any]) -> Findings:
             findings.problems.append(Problem("program", program, f"{program} is not on this host: install it."))
     for each in arguments["ports"]:
         findings.problems.extend(port_problems(each["address"], each["port"], each["unit"] or "", each["purpose"] or "this service"))
-    for each in arguments["disk"]:
-        findings.problems.extend(disk_problems(each["path"], each["free_bytes"], each["purpose"] or "this service"))
+    findings.problems.extend(disk_problems(arguments["disk"]))
     for problem in ask_all(arguments["upstreams"]):
         if problem:
             tolerated = problem.kind == "unreachable" and arguments["allow_unreachable"]
@@ -224,20 +223,38 @@ def owner_of(cgroup: str) -> tuple[str, bool]:
 # --- disks
 
 
-def disk_problems(path: str, free_bytes: int, purpose: str) -> list[Problem]:
-    """Whether the file system that is to hold `path` has as many bytes free for a user other than root."""
+def disk_problems(wanted: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Whether each file system has as many bytes free, for a user other than root, as all that is to be on it needs."""
+    file_systems: dict[int, list[Mapping[str, Any]]] = {}
+    for each in wanted:
+        file_systems.setdefault(os.stat(_existing(each["path"])).st_dev, []).append(each)
+    problems = []
+    for together in file_systems.values():
+        status = os.statvfs(_existing(together[0]["path"]))
+        free = status.f_bavail * status.f_frsize
+        needed = sum(max(0, each["free_bytes"] - _held(each["path"])) for each in together)
+        if free < needed:
+            paths = " and ".join(each["path"] for each in together)
+            purposes = " and ".join(each["purpose"] or "this service" for each in together)
+            message = (
+                f"{paths}, for {purposes}: {human(free)} are free on the file system, "
+                f"and {human(needed)} are needed. Make room, or choose a directory on a larger disk."
+            )
+            problems.append(Problem("disk", together[0]["path"], message))
+    return problems
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest directory above it that is there."""
     existing = os.path.abspath(path)
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
-    status = os.statvfs(existing)
-    free = status.f_bavail * status.f_frsize
-    if free >= free_bytes:
-        return []
-    message = (
-        f"{path}, for {purpose}, is on a file system with {human(free)} free, and {human(free_bytes)} are needed: "
-        "make room, or choose a directory on a larger disk."
-    )
-    return [Problem("disk", path, message)]
+    return existing
+
+
+def _held(path: str) -> int:
+    """The bytes of disk that a file has already."""
+    return os.stat(path).st_blocks * 512 if os.path.isfile(path) else 0
 
 
 def human(count: float) -> str:

@@ -66,13 +66,13 @@ options:
         description: What the port is for, as in a sentence, like V(the edge of central).
         type: str
   disk:
-    description: Directories, and how much must be free there.
+    description: What is to be on disk, and how much must be free for it. What is on one file system is added up.
     type: list
     elements: dict
     default: []
     suboptions:
       path:
-        description: A directory. It need not exist yet.
+        description: A directory or a file. It need not exist yet. What a file that exists takes already need not be free once more.
         type: str
         required: true
       free_bytes:
@@ -80,7 +80,7 @@ options:
         type: int
         required: true
       purpose:
-        description: What the directory is for, as in a sentence, like V(the caches).
+        description: What it is for, as in a sentence, like V(the caches).
         type: str
   upstreams:
     description:

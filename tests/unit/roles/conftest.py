@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +60,19 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
     return lambda role, *sets: render_role(tmp_path_factory.mktemp("render") / role, role, *sets)
 
 
+def unprivileged() -> dict[str, Any]:
+    """The units run their programs as users who are not root; a test that is root runs them as nobody."""
+    return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Path]:
+    """A directory that the user nobody may enter, which pytest's is not."""
+    with tempfile.TemporaryDirectory(prefix="mirrorfleet-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @dataclass
 class Seen:
     """A request as it arrived."""
@@ -82,8 +97,8 @@ class Upstream(http.server.ThreadingHTTPServer):
     # The name localhost may stand for 127.0.0.1 and for ::1: Linux gives such a socket both.
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
-    def __init__(self, certificate: Path | None = None) -> None:
-        super().__init__(("", 0), Handler)
+    def __init__(self, certificate: Path | None = None, port: int = 0) -> None:
+        super().__init__(("", port), Handler)
         self.seen: list[Seen] = []
         self.answers: dict[str, Answer] = {}
         self.hanging = threading.Event()
@@ -148,11 +163,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start_upstream() -> Iterator[Callable[..., Upstream]]:
-    """``start_upstream(certificate)`` starts one more upstream."""
+    """``start_upstream(certificate, port)`` starts one more upstream."""
     running: list[Upstream] = []
 
-    def start(certificate: Path | None = None) -> Upstream:
-        running.append(Upstream(certificate))
+    def start(certificate: Path | None = None, port: int = 0) -> Upstream:
+        running.append(Upstream(certificate, port))
         return running[-1]
 
     yield start

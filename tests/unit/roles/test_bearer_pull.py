@@ -1,12 +1,13 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""A Bearer upstream, as the Docker Hub is one, from end to end: both roles' configurations, distribution behind HAProxy, a registry that
+"""A Bearer upstream, as the Docker Hub is one, from end to end: the roles' configurations, distribution behind Varnish and HAProxy, a registry that
 asks for tokens. Only the token server is a small one of our own: distribution brings none."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 import socket
@@ -27,6 +28,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     layer_of,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_fetch_coalescer import variables_in, varnish
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import Front, listen, write
 
 PASSWORD = "hub-Pass-1"
@@ -42,12 +44,12 @@ def cache_configuration(files: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ports_of_an_upstream() -> tuple[int, int]:
-    """A free port for the statistics, and a front port whose upstream's cache and debug ports are free too; below the ephemeral
+    """A free port for the statistics, and a front port whose upstream's other ports are free too; below the ephemeral
     ports, where a connection of another test may come to be."""
     while True:
         front_port = random.randrange(15000, 32000)
         try:
-            for port in (front_port, front_port + 1, front_port - 3000, front_port - 2000):
+            for port in (front_port, front_port + 1, front_port - 3000, front_port - 2000, front_port - 1000):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port))
         except OSError:
@@ -56,7 +58,7 @@ def ports_of_an_upstream() -> tuple[int, int]:
 
 
 def test_a_pull_from_a_bearer_upstream(
-    render: Render, tmp_path: Path, start_registry: StartRegistry, serve: Callable[..., Any], authority: Authority, run_module: RunModule,
+    render: Render, tmp_path: Path, base: Path, start_registry: StartRegistry, serve: Callable[..., Any], authority: Authority, run_module: RunModule,
 ) -> None:
     tokens = serve(lambda path: authority.token(path) if BASIC in tokens.requests[-1] else answer(401, b"who are you"))
     hub = start_registry(auth={"token": {"realm": f"{tokens.url}/token", "service": "lab", "issuer": "lab", "rootcertbundle": str(authority.certificate)}})
@@ -73,15 +75,18 @@ def test_a_pull_from_a_bearer_upstream(
         "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}",
         "__haproxy_front_run": str(tmp_path),
         "pull_through_cache_storage": str(tmp_path / "store"),
+        **variables_in(base),
     }
-    (front_files,), (cache_files,) = render("haproxy_front", variables), render("pull_through_cache", variables)
+    (front_files,), (coalescer_files,), (cache_files,) = (render(role, variables) for role in ("haproxy_front", "fetch_coalescer", "pull_through_cache"))
     assert not [each["path"] for each in front_files if BASIC in each["content"] or PASSWORD in each["content"]]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(write(tmp_path, front_files))], stdout=log, stderr=log)
     front = Front(tmp_path, {"hub": front_port}, stats_port, process)
     cache = Registry(front_port - 3000, front_port - 2000, tmp_path / "store" / "hub")
+    coalescer = contextlib.ExitStack()
     try:
         listen(front)
+        coalescer.enter_context(varnish(coalescer_files, "hub", base / "hub"))
         (tmp_path / "store").mkdir()
         cache.start(cache_configuration(cache_files))
         pulled = run_module(mirror_pull.main, image="svc/app:1", url=cache.url)
@@ -100,5 +105,6 @@ def test_a_pull_from_a_bearer_upstream(
         assert alone.get("digest") == IMAGE.digest, alone
     finally:
         cache.stop()
+        coalescer.close()
         process.terminate()
         process.wait(10)

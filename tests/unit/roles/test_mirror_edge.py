@@ -16,7 +16,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,7 +38,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     listens,
     until,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, unprivileged
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import ATTACKS as FRONT_ATTACKS
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import DIGEST, MANIFEST, SMUGGLED, get
 
@@ -152,11 +151,6 @@ def directories(directory: Path) -> dict[str, str]:
     }
 
 
-def unprivileged() -> dict[str, Any]:
-    """The unit runs nginx as a user who is not root; a test that is root runs it as nobody."""
-    return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
-
-
 def start_nginx(directory: Path, files: list[dict[str, Any]], address: str, ports: dict[str, int], tls: ssl.SSLContext | None = None) -> Edge:
     configuration = write(directory, files)
     with open(directory / "stderr", "wb") as said:
@@ -197,22 +191,18 @@ class Cache:
 
 @dataclass
 class Lab:
-    """`open`: no TLS and no login; `locked`: TLS and a login; `narrow`: no TLS, for one client. `shapes`: the files of SHAPES."""
+    """`open`: no TLS and no login; `locked`: TLS and a login; `narrow`: no TLS, for one client. `shapes`: the files of SHAPES.
+
+    `noted` stands where a cache is, `asked` where its coalescer is.
+    """
 
     open: Edge
     locked: Edge
     narrow: Edge
     noted: Upstream
+    asked: Upstream
     cache: Cache
     shapes: dict[str, list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def base() -> Iterator[Path]:
-    """A directory that nobody may enter, which pytest's may not be."""
-    with tempfile.TemporaryDirectory(prefix="mirrorfleet-edge-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 ONE = [{"name": "one", "url": "https://a.example:8443", "port": 5000, "canary": "a:1", "username": "u", "password": "not-for-the-edge"}]
@@ -266,7 +256,8 @@ def lab(render: Render, base: Path, start_upstream: Callable[..., Upstream], aut
     rendered = dict(zip(sets, render("mirror_edge", *({**directories(base / name), **each} for name, each in sets.items()))))
     (cache_files,) = render("pull_through_cache", shared)
     configuration, = (dict(yaml.safe_load(each["content"])) for each in cache_files if each["path"].endswith("/hub.yml"))
-    hub = Registry(ports["hub"] + PORT_OFFSETS["front"], ports["hub"] + PORT_OFFSETS["coalescer"], base / "upstream")
+    hub = Registry(ports["hub"] + PORT_OFFSETS["coalescer"], ports["hub"] + PORT_OFFSETS["front"], base / "upstream")
+    asked = start_upstream(port=ports["noted"] + PORT_OFFSETS["coalescer"])
     cache = Registry(ports["hub"] + PORT_OFFSETS["cache"], ports["hub"] + PORT_OFFSETS["debug"], base / "store/hub")
     trusted = ssl.create_default_context(cafile=str(authority.certificate))
     running: dict[str, Edge] = {}
@@ -281,7 +272,7 @@ def lab(render: Render, base: Path, start_upstream: Callable[..., Upstream], aut
             running[name] = start_nginx(base / name, rendered[name], sets[name]["mirror_edge_bind"], ports, trusted if name == "locked" else None)
         for edge in running.values():
             listen(edge)
-        yield Lab(**running, noted=noted, cache=Cache(hub, cache, configuration), shapes={name: rendered[name] for name in SHAPES})
+        yield Lab(**running, noted=noted, asked=asked, cache=Cache(hub, cache, configuration), shapes={name: rendered[name] for name in SHAPES})
     finally:
         for edge in running.values():
             edge.process.send_signal(signal.SIGQUIT)
@@ -297,8 +288,9 @@ def lab(render: Render, base: Path, start_upstream: Callable[..., Upstream], aut
 
 @pytest.fixture(autouse=True)
 def fresh(lab: Lab) -> None:
-    lab.noted.seen.clear()
-    lab.noted.answers.clear()
+    for each in (lab.noted, lab.asked):
+        each.seen.clear()
+        each.answers.clear()
 
 
 def error_of(headers: http.client.HTTPMessage, body: bytes) -> dict[str, str]:
@@ -424,11 +416,33 @@ def test_a_cookie_of_the_cache_does_not_leave(lab: Lab) -> None:
     assert (headers["Set-Cookie"], headers.get_all("X-Content-Type-Options"), headers["Docker-Content-Digest"]) == (None, ["nosniff"], DIGEST)
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [401, 403, 429])
 def test_answers_of_the_cache_pass(lab: Lab, status: int) -> None:
     lab.noted.answers[MANIFEST] = Answer(status, {"Retry-After": "7", "Content-Type": "application/json"}, b'{"errors":[]}')
     got, headers, body = lab.open.request("noted", MANIFEST)
     assert (got, headers["Retry-After"], headers["Content-Type"], body) == (status, "7", "application/json", b'{"errors":[]}')
+    assert lab.asked.seen == []
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("status", [200, 404, 429, 502, 503])
+@pytest.mark.parametrize("of_the_cache", [404, 500])
+def test_what_the_cache_does_not_have_the_upstream_says(lab: Lab, of_the_cache: int, status: int, method: str) -> None:
+    """Distribution says 404 when the upstream has no such tag, and when it could not be asked."""
+    lab.noted.answers[MANIFEST] = Answer(of_the_cache, {"Content-Type": "application/json"}, b'{"errors":["of the cache"]}')
+    lab.asked.answers[MANIFEST] = Answer(status, {"Retry-After": "7", "Content-Type": "application/json"}, b'{"errors":["of the upstream"]}')
+    got, headers, body = lab.open.request("noted", MANIFEST, method, Authorization=basic("plain", PASSWORD))
+    assert (got, headers["Retry-After"], headers["Content-Type"]) == (status, "7", "application/json")
+    assert body == (b'{"errors":["of the upstream"]}' if method == "GET" else b"")
+    seen, = lab.asked.seen
+    assert (seen.method, seen.target) == (method, MANIFEST) and "authorization" not in seen.headers
+
+
+def test_a_cache_that_is_broken_is_named(lab: Lab) -> None:
+    lab.noted.answers[MANIFEST] = Answer(503, {}, b"storage")
+    status, headers, body = lab.open.request("noted", MANIFEST)
+    assert status == 502 and "mirrorfleet-cache@noted" in error_of(headers, body)["message"]
+    assert lab.asked.seen == []
 
 
 def test_the_api_version_is_answered_by_the_edge(lab: Lab) -> None:

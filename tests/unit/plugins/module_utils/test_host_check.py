@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -277,11 +278,30 @@ def test_whose_process_it_is() -> None:
 
 def test_disk_space_of_a_directory_that_is_yet_to_be_made(tmp_path: Path) -> None:
     path = str(tmp_path / "not" / "yet")
-    assert disk_problems(path, 1, "the caches") == []
-    (problem,) = disk_problems(path, 2**60, "the caches")
+    assert disk_problems([{"path": path, "free_bytes": 1, "purpose": "the caches"}]) == []
+    (problem,) = disk_problems([{"path": path, "free_bytes": 2**60, "purpose": "the caches"}])
     assert (problem.kind, problem.subject) == ("disk", path)
-    assert f"{path}, for the caches, is on a file system with " in problem.message and "1048576.0 TiB are needed" in problem.message
+    assert problem.message.startswith(f"{path}, for the caches: ") and "1048576.0 TiB are needed" in problem.message
     assert not (tmp_path / "not").exists()
+
+
+def test_disk_space_is_added_up_by_file_system(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    most = status.f_bavail * status.f_frsize * 2 // 3
+    one, two = ({"path": str(tmp_path / name), "free_bytes": most, "purpose": name} for name in ("caches", "coalescers"))
+    elsewhere = {"path": "/proc", "free_bytes": 0, "purpose": "nothing"}
+    assert disk_problems([one, elsewhere]) == disk_problems([two]) == []
+    (problem,) = disk_problems([one, elsewhere, two])
+    assert problem.message.startswith(f"{one['path']} and {two['path']}, for caches and coalescers: ")
+
+
+def test_what_a_file_takes_already_need_not_be_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    with open(store, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 2**20)
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_bavail=0, f_frsize=4096))
+    assert disk_problems([{"path": str(store), "free_bytes": 2**20, "purpose": "a coalescer"}]) == []
+    assert len(disk_problems([{"path": str(store), "free_bytes": 2**20 + 4096, "purpose": "a coalescer"}])) == 1
 
 
 def test_bytes_to_read() -> None:
