@@ -109,6 +109,21 @@ _value:
           description: The path of the URL.
           type: str
           sample: /token
+    redirects:
+      description: Where the upstream may send a client for a blob.
+      type: list
+      elements: dict
+      contains:
+        scheme:
+          description: V(https) or V(http).
+          type: str
+        host:
+          description: The host as a C(Location) header names it, with the port only when it is not the scheme's own.
+          type: str
+          sample: storage.example.com
+        server:
+          description: Where to connect, like RV(_value[].server).
+          type: dict
     validate_certs:
       description: Whether the upstream's certificate is verified.
       type: bool

@@ -33,6 +33,14 @@ class Token(TypedDict):
     path: str
 
 
+class Redirect(TypedDict):
+    """Where the upstream may send us for a blob: `scheme` and `host` as a Location header has them, without a scheme's own port."""
+
+    scheme: str
+    host: str
+    server: Server
+
+
 class Ports(TypedDict):
     """The TCP ports of one upstream on a mirror host. Only `edge` is open to the LAN."""
 
@@ -56,6 +64,7 @@ class Upstream(TypedDict):
     auth: str
     basic_authorization: str
     token: Token | None
+    redirects: list[Redirect]
     validate_certs: bool
     ca_cert: str
     docker_hub: bool
@@ -82,13 +91,23 @@ WELL_KNOWN = {
     "ghcr.io": ("https://ghcr.io/token", "ghcr.io"),
     "quay.io": ("https://quay.io/v2/auth", "quay.io"),
 }
+# Where these send a client for a blob. https://docs.docker.com/desktop/setup/allow-list/,
+# https://docs.openshift.com/container-platform/latest/installing/install_config/configuring-firewall.html
+WELL_KNOWN_REDIRECTS = {
+    "registry-1.docker.io": (
+        "production.cloudflare.docker.com", "production.cloudfront.docker.com",
+        "docker-images-prod.6aa30f8b08e16409b46e0173d6de2f56.r2.cloudflarestorage.com",
+    ),
+    "ghcr.io": ("pkg-containers.githubusercontent.com",),
+    "quay.io": ("cdn.quay.io", *(f"cdn0{number}.quay.io" for number in range(1, 7))),
+}
 # Names of the Docker Hub that are not its registry.
 HUB_ALIASES = ("docker.io", "index.docker.io", "hub.docker.com", "www.docker.com", "registry.docker.io")
 HUB_CANARY = "library/hello-world:latest"
 
 REQUIRED = ("name", "url", "port")
 KEYS = REQUIRED + (
-    "path_prefix", "username", "password", "docker_hub", "canary", "auth", "token_realm", "token_service", "validate_certs", "ca_cert",
+    "path_prefix", "username", "password", "docker_hub", "canary", "auth", "token_realm", "token_service", "redirect_hosts", "validate_certs", "ca_cert",
 )
 SECRETS = ("password",)
 # The examples ship with it, so that nobody runs a fleet on the example's credentials.
@@ -200,6 +219,7 @@ class _Reader:
         ca_cert = self._get("ca_cert", _certificate, "")
         realm = self._get("token_realm", _realm, _realm(known[0]) if known else None)
         service = self._get("token_service", _service, known[1] if known else "")
+        redirects = self._get("redirect_hosts", _redirects, _redirects(WELL_KNOWN_REDIRECTS.get(host, ())))
         auth = self._get("auth", _auth, "bearer" if realm is not None else "basic" if self.credentials else "none")
         canary = self._canary(docker_hub, host)
         self._credentials(auth)
@@ -224,6 +244,7 @@ class _Reader:
             "auth": auth,
             "basic_authorization": "Basic " + base64.b64encode(pair).decode("ascii") if auth == "basic" else "",
             "token": token,
+            "redirects": redirects,
             "validate_certs": validate_certs,
             "ca_cert": ca_cert,
             "docker_hub": docker_hub,
@@ -443,6 +464,19 @@ def _realm(value: object) -> tuple[str, Server, str]:
     if path != "/" and not _PATH.fullmatch(path):
         raise _Problem("has a path that is no plain path.")
     return f"{scheme}://{_host_header(server)}{path}", server, path
+
+
+def _redirects(value: object) -> list[Redirect]:
+    if not isinstance(value, (list, tuple)):
+        raise _Problem("write a list of hosts, like [storage.example.com].")
+    found: list[Redirect] = []
+    for each in value:
+        text = _text(each)
+        scheme, server, path = _split(text if "://" in text else f"https://{text}")
+        if path not in ("", "/"):
+            raise _Problem(f"{shown(text)}: leave the path out. Write {_host_header(server)}.")
+        found.append({"scheme": scheme, "host": _host_header(server), "server": server})
+    return found
 
 
 def _host_header(server: Server) -> str:

@@ -191,7 +191,7 @@ def test_upstreams_that_hang_are_asked_together_and_not_waited_for(monkeypatch: 
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
         answers = ask_all([upstream(url), upstream(url), upstream(registry.url), upstream(url)])
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 5
     assert [answer and answer.kind for answer in answers] == ["unreachable", "unreachable", None, "unreachable"]
 
 

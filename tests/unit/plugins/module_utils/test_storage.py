@@ -171,7 +171,7 @@ contents = st.one_of(st.none(), st.binary(max_size=80), st.just(b"sha256:" + b"a
 trees = st.lists(st.tuples(st.lists(st.one_of(names, st.sampled_from(known)), min_size=1, max_size=8), contents), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trees)
 def test_any_tree_is_read_without_an_error(tree: list[tuple[list[str], bytes | None]]) -> None:
     with tempfile.TemporaryDirectory() as root:

@@ -49,6 +49,7 @@ def test_a_basic_upstream_is_completed() -> None:
         "auth": "basic",
         "basic_authorization": "Basic " + base64.b64encode(b"dc-reader:wander3r").decode(),
         "token": None,
+        "redirects": [],
         "validate_certs": True,
         "ca_cert": "",
         "docker_hub": False,
@@ -67,6 +68,18 @@ def test_the_docker_hub_is_known() -> None:
     assert hub["canary"] == "library/hello-world:latest"
     # Its credential is for the token endpoint.
     assert normalise([{**HUB, "username": "u", "password": "p"}])[0]["basic_authorization"] == ""
+
+
+def test_where_an_upstream_redirects_to_is_known_or_written() -> None:
+    assert [each["host"] for each in normalise([HUB])[0]["redirects"]][0] == "production.cloudflare.docker.com"
+    assert normalise([{**HUB, "redirect_hosts": []}])[0]["redirects"] == []
+    written = ["Storage.example.com", "https://[2001:DB8::1]:8443", "http://minio.lan:9000/", "https://a.example:443"]
+    assert normalise([{**CENTRAL, "redirect_hosts": written}])[0]["redirects"] == [
+        {"scheme": "https", "host": "storage.example.com", "server": {"address": "storage.example.com", "port": 443, "tls": True}},
+        {"scheme": "https", "host": "[2001:db8::1]:8443", "server": {"address": "2001:db8::1", "port": 8443, "tls": True}},
+        {"scheme": "http", "host": "minio.lan:9000", "server": {"address": "minio.lan", "port": 9000, "tls": False}},
+        {"scheme": "https", "host": "a.example", "server": {"address": "a.example", "port": 443, "tls": True}},
+    ]
 
 
 def test_the_auth_follows_from_what_is_written() -> None:
@@ -127,6 +140,9 @@ def test_values_that_templates_make_are_taken() -> None:
                                      "gives it."),
     ({"ca_cert": PEM, "url": "http://a.b"}, "ca_cert: is for https, and the url is http. Write https in the url, or leave ca_cert out."),
     ({"validate_cert": False}, "validate_cert: is no key of an upstream. Write validate_certs."),
+    ({"redirect_hosts": "storage.example.com"}, "redirect_hosts: 'storage.example.com': write a list of hosts, like [storage.example.com]."),
+    ({"redirect_hosts": ["s3.example.com/bucket"]}, "redirect_hosts: a list: 's3.example.com/bucket': leave the path out. Write s3.example.com."),
+    ({"redirect_hosts": ["*.example.com"]}, "redirect_hosts: a list: has no valid host and port. Write https://host or https://host:port."),
     ({"zone": "x"}, f"zone: is no key of an upstream. The keys are {', '.join(KEYS)}."),
 ])
 def test_a_problem_names_the_key_the_value_and_the_remedy(changes: dict[str, Any], problem: str) -> None:
