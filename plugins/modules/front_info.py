@@ -71,11 +71,13 @@ upstreams:
   elements: dict
   contains:
     name:
-      description: The upstream. With C(_token) after it, the upstream's token endpoint, which has no health check.
+      description:
+        - The upstream. With C(_tags) after it, its answers to what a tag names, with shorter time-outs. With C(_token) or C(_redirect_1), its token
+          endpoint or a host of its object storage, which have no health check.
       type: str
       sample: central
     source:
-      description: Where the bytes come from, C(upstream) or C(token).
+      description: Where the bytes come from, C(upstream), C(token) or C(storage).
       type: str
       sample: upstream
     healthy:

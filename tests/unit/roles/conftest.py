@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -87,6 +88,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"
+    seconds: float = 0
 
 
 class Upstream(http.server.ThreadingHTTPServer):
@@ -134,6 +136,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         answer = self.server.answers.get(self.path.partition("?")[0], Answer())
         if self.headers["User-Agent"] != "mirrorfleet":
             self.server.seen.append(Seen(self.command, self.path, {key.lower(): value for key, value in self.headers.items()}))
+        time.sleep(answer.seconds)
         self.send_response(answer.status)
         for key, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
             self.send_header(key, value)

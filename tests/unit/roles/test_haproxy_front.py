@@ -471,18 +471,30 @@ def test_an_unverified_upstream_answers(front: Front, central: Upstream) -> None
 
 
 def test_a_hang_is_noticed_and_healed(front: Front, fragile: Upstream) -> None:
-    assert front.request("fragile", MANIFEST)[0] == 200
+    blob = f"/v2/a/blobs/{DIGEST}"
+    assert front.request("fragile", blob)[0] == 200
     fragile.hanging.set()
     start = time.monotonic()
     try:
-        status, _headers, body = front.request("fragile", MANIFEST)
+        status, _headers, body = front.request("fragile", blob)
         assert status == 502 and "the answer of upstream fragile" in json.loads(body)["errors"][0]["message"]
     except http.client.RemoteDisconnected:
         pass  # HAProxy 3.0 ends what was under way without a word
-    assert front.request("fragile", MANIFEST)[0] == 503
+    assert front.request("fragile", blob)[0] == front.request("fragile", MANIFEST)[0] == 503
     assert time.monotonic() - start < 12
     fragile.hanging.clear()
-    until(lambda: front.request("fragile", MANIFEST)[0] == 200, 8)
+    until(lambda: front.request("fragile", blob)[0] == front.request("fragile", MANIFEST)[0] == 200, 8)
+
+
+def test_a_tag_is_not_waited_for_long_unless_the_edge_wants_to_know(front: Front, plain: Upstream) -> None:
+    plain.answers[MANIFEST] = Answer(seconds=1.5)
+    status, _headers, body = front.request("plain", MANIFEST)
+    assert status == 504 and "did not answer in 1.0 seconds" in json.loads(body)["errors"][0]["message"]
+    assert front.request("plain", MANIFEST, X_Mirror_Why="true")[0] == 200
+    by_digest = f"/v2/a/manifests/{DIGEST}"
+    plain.answers[by_digest] = Answer(seconds=1.5)
+    assert front.request("plain", by_digest)[0] == 200
+    assert all("x-mirror-why" not in seen.headers for seen in plain.seen)
 
 
 def test_a_blob_passes_whole(front: Front, plain: Upstream) -> None:
@@ -497,9 +509,10 @@ def test_a_blob_passes_whole(front: Front, plain: Upstream) -> None:
 
 
 def test_a_reload_cuts_no_transfer_and_refuses_nobody(front: Front, plain: Upstream) -> None:
-    plain.answers[MANIFEST] = Answer(headers={"Content-Length": "4"}, body=b"12")
+    blob = f"/v2/a/blobs/{DIGEST}"
+    plain.answers[blob] = Answer(headers={"Content-Length": "4"}, body=b"12")
     connection = http.client.HTTPConnection("127.0.0.1", front.ports["plain"], timeout=10)
-    connection.request("GET", MANIFEST)
+    connection.request("GET", blob)
     half = connection.getresponse()
     assert half.read(2) == b"12"
     before = uptime(ask(front.socket, "show info"))
@@ -529,7 +542,8 @@ def test_the_log_says_who_what_and_where(front: Front, central: Upstream) -> Non
     front.request("central", MANIFEST + "?sig=hidden", Authorization="Bearer hidden")
     until(lambda: any(line["path"] == MANIFEST and line["status"] == 404 for line in front.log_lines()), 5)
     line = next(line for line in reversed(front.log_lines()) if line["path"] == MANIFEST and line["status"] == 404)
-    assert (line["client"], line["upstream"], line["source"], line["method"], line["termination"]) == ("127.0.0.1", "central", "central/upstream", "GET", "--")
+    assert (line["client"], line["upstream"], line["source"]) == ("127.0.0.1", "central", "central_tags/upstream")
+    assert (line["method"], line["termination"]) == ("GET", "--")
     assert abs(line["time"] - time.time()) < 60
     assert line["bytes"] > 0 and 0 <= line["ms"]["response"] <= line["ms"]["total"]
     assert "hidden" not in front.log()
