@@ -8,11 +8,12 @@ VENV := .venv
 LAB_MIRRORS ?= 1
 LAB_DOCKER_HOSTS ?= 2
 
-.PHONY: help prepare venv test lab lab-destroy
+.PHONY: help prepare venv test bench lab lab-destroy
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make test                  run every test; ONLY=unit runs one stage, ONLY=molecule/NAME one scenario'
+	@echo 'make bench                 measure pulls against rivals: a quarter of an hour, root, an idle machine; BENCH=--quick for two minutes'
 	@echo 'make lab                   run the fleet in containers on this machine; LAB_DOCKER_HOSTS=4 LAB_MIRRORS=1 for its size'
 	@echo 'make lab-destroy           remove it'
 	@echo 'make venv                  only install the tools: Debian packages, .venv'
@@ -26,6 +27,9 @@ venv: $(VENV)/ready $(VENV)/galaxy-importer/ready
 
 test: venv
 	@$(VENV)/bin/python tests/run.py $(ONLY)
+
+bench: $(VENV)/bench/ready
+	@$(VENV)/bench/bin/python benchmarks/pull.py $(BENCH)
 
 # The lab's inventory, at the size asked for.
 .PHONY: lab-inventory
@@ -53,6 +57,13 @@ $(VENV)/ready: requirements-dev.txt | prepare
 # galaxy-importer asks for other versions of some packages than ansible does.
 $(VENV)/galaxy-importer/ready: tests/requirements-importer.txt $(VENV)/ready
 	@echo 'Python: installing galaxy-importer into $(VENV)/galaxy-importer'
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip --disable-pip-version-check install -qq --requirement $<
+	@touch $@
+
+# Only the benchmark needs these.
+$(VENV)/bench/ready: benchmarks/requirements.txt $(VENV)/ready
+	@echo 'Python: installing what the benchmark needs into $(VENV)/bench'
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/pip --disable-pip-version-check install -qq --requirement $<
 	@touch $@

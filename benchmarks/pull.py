@@ -1,0 +1,143 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: what an image costs the WAN and how long docker hosts wait for it, with this mirror and with what else there is.
+
+usage: .venv/bench/bin/python benchmarks/pull.py [--quick] [--only SCENARIO …] [--output DIR]        (as root; `make bench` for all)
+
+It runs a central registry, a WAN of 100 Mbit/s and each set-up with the real programs, in network namespaces of its own, and
+stops and removes all of it at its end, also on Ctrl-C. All takes about twelve minutes, --quick two. A run of everything writes
+benchmarks/results; another one only where --output says. benchmarks/README.md says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import report
+from images import families
+from programs import BenchmarkError
+from scenarios import WARM, Bench, plan
+from setups import SETUPS, Central, Place, check_machine
+from wan import Wan
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MEGABITS = 100
+ROUND_TRIP = 0.08
+
+
+def measure(quick: bool, only: list[str]) -> Bench:
+    scenarios = plan(quick)
+    steps = [step for name, wanted in scenarios.items() if not only or name in only for step in wanted]
+    warm = [name for name in WARM if not only or name in only]
+    image = "mini" if quick else "big"
+    began = time.monotonic()
+
+    def told(line: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    with ExitStack() as stack:
+        # Not /tmp, which can be memory.
+        directory = Path(tempfile.mkdtemp(prefix="mirrorfleet-bench-", dir="/var/tmp"))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory.chmod(0o755)
+        wan = stack.enter_context(Wan(directory, MEGABITS))
+        place = Place(directory, wan, ROUND_TRIP)
+        place.prepare()
+        central = Central(place)
+        stack.enter_context(central)
+        relay = wan.relay(ROUND_TRIP)
+        stack.callback(relay.stop)
+        wanted = sorted({image, *(step[2] for step in steps)})
+        bench = Bench(place, central, dict(families(central.publish(wanted))), told)
+        told("the central registry has the images")
+        for step in steps:
+            with bench.going_on(f"{step[0]}, {step[1]}"):
+                bench.cold(*step)
+        for what in warm:
+            bench.warm(image, 0.5 if quick else 1.0, what)
+        return bench
+
+
+def show(bench: Bench) -> list[report.Goal]:
+    if bench.cold_results:
+        print("\nCold pulls; the WAN has 100 Mbit/s\n")
+        print(report.cold_table(bench.cold_results))
+    if bench.warm_results:
+        print("\nWarm\n")
+        print(report.warm_table(bench.warm_results))
+    print()
+    for kind in SETUPS.values():
+        print(f"{kind.name:8} {kind.about}{'; SKIPPED: ' + kind.missing() if kind.missing() else ''}")
+    print("CPU and memory are the mirror's programs'. A smaller image stands where a set-up would take a quarter of an hour with the big one.")
+    for row in bench.cold_results:
+        for error in row.errors:
+            print(f"{row.scenario}, {row.setup}: {error[:300]}")
+    for failure in bench.failures:
+        print(f"NOT MEASURED: {failure}")
+    found = report.goals(bench.cold_results, bench.warm_results)
+    if found:
+        print()
+        print(report.goal_table(found))
+    return found
+
+
+def write(bench: Bench, machine: dict[str, Any], found: list[report.Goal], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": machine,
+        "wan": {"megabits_per_second": MEGABITS, "far_round_trip_seconds": ROUND_TRIP},
+        "cold": [dataclasses.asdict(row) for row in bench.cold_results],
+        "warm": [dataclasses.asdict(row) for row in bench.warm_results],
+        "not_measured": bench.failures,
+        "goals": [dict(zip(("measure", "goal", "seen", "met"), each)) for each in found],
+    }
+    (directory / "latest.json").write_text(json.dumps(document, indent=2) + "\n")
+    why = report.plot(bench.cold_results, directory / "cold.svg")
+    print(f"\n{directory / 'latest.json'}{'; no plot: ' + why if why else ' and cold.svg'}")
+
+
+def stop(_number: int, _frame: object) -> None:
+    """End in order, once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small images, fewer set-ups")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SCENARIO", choices=[*plan(False), *WARM], help=f"of {', '.join((*plan(False), *WARM))}")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write latest.json and cold.svg there")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        check_machine()
+        machine = report.machine()
+        bench = measure(options.quick, options.only)
+    except BenchmarkError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("benchmark: interrupted; everything that it started is stopped", file=sys.stderr)
+        return 130
+    found = show(bench)
+    output = options.output or (None if options.quick or options.only else RESULTS)
+    if output:
+        write(bench, machine, found, output)
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
