@@ -228,7 +228,7 @@ def test_wrong_bytes_are_forgotten(coalescer: Coalescer) -> None:
     coalescer.front.answers = lambda _path: answer(200, bytes(len(blob)))
     assert coalescer.get(blob_path(blob))[2] == bytes(len(blob))
     coalescer.front.answers = lambda _path: answer(200, blob)
-    until(lambda: coalescer.get(blob_path(blob))[2] == blob, KEEP_SECONDS + 3)
+    until(lambda: coalescer.get(blob_path(blob))[2] == blob, KEEP_SECONDS + 10)
     assert coalescer.get(blob_path(blob))[2] == blob
     assert len(coalescer.asked()) == 2
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_the_blob_is_refused_and_not_kept(coalescer: Coalescer, s
     assert (status, headers["Content-Type"]) == (502, "application/json")
     assert "upstream central answers with" in json.loads(body)["errors"][0]["message"]
     coalescer.front.answers = lambda _path: answer(200, blob)
-    until(lambda: coalescer.get(blob_path(blob))[2] == blob, 3)
+    until(lambda: coalescer.get(blob_path(blob))[2] == blob, 10)
 
 
 def test_a_fetch_that_breaks_off_is_no_whole_answer_and_not_kept(coalescer: Coalescer) -> None:

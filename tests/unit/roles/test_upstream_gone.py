@@ -217,13 +217,13 @@ def test_the_upstream(mirror: Mirror, way: str) -> None:
         # Names of contents are never asked for over the WAN.
         for target, content in ((f"blobs/{blob}", cached.blobs[blob]), (f"manifests/{cached.digest}", cached.manifest)):
             status, body, seconds = mirror.ask(f"/v2/svc/{name}/{target}")
-            assert (status, body) == (200, content) and seconds < 0.5
+            assert (status, body) == (200, content) and seconds < 1
         status, body, at_the_onset = mirror.ask(f"/v2/svc/{name}/manifests/cached")
         assert (status, body) == (200, cached.manifest)
         until(lambda: not mirror.in_reach(), 15)
         _status, _body, seconds = mirror.ask(f"/v2/svc/{name}/manifests/cached")
         print(f"{way}: a cached tag {at_the_onset:.2f} s at the onset, {seconds:.2f} s after")
-        assert at_the_onset < 3.5 and seconds < 0.5
+        assert at_the_onset < 4 and seconds < 1
         status, body, seconds = mirror.ask(f"/v2/svc/{name}/manifests/uncached")
         assert status in (502, 503, 504) and seconds < 10
         assert "the upstream central " in json.loads(body)["errors"][0]["message"]
@@ -234,6 +234,6 @@ def test_the_upstream(mirror: Mirror, way: str) -> None:
     finally:
         mirror.wan.mend()
     began = time.monotonic()
-    until(lambda: mirror.ask(f"/v2/svc/{name}/manifests/uncached")[0] == 200, 15)
+    until(lambda: mirror.ask(f"/v2/svc/{name}/manifests/uncached")[0] == 200, 20)
     print(f"{way}: healed after {time.monotonic() - began:.1f} s")
     assert mirror.pull(f"svc/{name}:uncached")["digest"] == uncached.digest
