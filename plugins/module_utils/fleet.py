@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any, Iterable, Mapping, Sequence, TypedDict
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -32,6 +33,8 @@ SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_edge_tls", "
 # A port on every mirror host that is no upstream's, and the address it is at unless told otherwise.
 STATS_BIND = "haproxy_front_stats_bind"
 STATS_BIND_DEFAULT = "127.0.0.1:8404"
+# Both have a directory for each upstream in them, and a coalescer empties its own.
+STORAGES = {"pull_through_cache_storage": "/var/lib/mirrorfleet/cache", "fetch_coalescer_storage": "/var/lib/mirrorfleet/coalescer"}
 
 # Text can be made of anything, and is not looked at: it may be a secret.
 _TYPES = {"bool": "true or false", "int": "a whole number", "list": "a list", "dict": "a dictionary"}
@@ -152,6 +155,9 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
             seen.append((key, problems))
         for problem in problems:
             report.add(problem, host)
+        cache, coalescer = (PurePosixPath(str(variables.get(name, default))) for name, default in STORAGES.items())
+        if cache == coalescer or cache in coalescer.parents or coalescer in cache.parents:
+            report.add(f"fetch_coalescer_storage: '{coalescer}': a coalescer empties its directory, and the caches are in '{cache}'. Write another path.", host)
         if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
             report.add("mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, so that the playbooks can pull.", host)
     return report.lines() + _differences(groups, values, specs)

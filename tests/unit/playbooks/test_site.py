@@ -34,7 +34,9 @@ def turns(directory: Path, *arguments: str) -> tuple[list[set[str]], str]:
         {"ansible.builtin.debug": {"msg": "turn of {{ inventory_hostname }} with {{ ansible_play_batch | sort | join(' ') }}"}},
         {"ansible.builtin.fail": {}, "when": "inventory_hostname == bad | default('')"},
     ])
-    (directory / "site.yml").write_text(json.dumps(plays))
+    gone = {"ansible.builtin.fail": {}, "when": "inventory_hostname == gone | default('')"}
+    check = {"hosts": "all", "gather_facts": False, "connection": "local", "tasks": [gone]}
+    (directory / "site.yml").write_text(json.dumps([check, *plays]))
     (directory / "inventory.yml").write_text(json.dumps(INVENTORY))
     command = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) or "ansible-playbook"
     done = subprocess.run([command, "-i", "inventory.yml", "site.yml", *arguments], cwd=directory, capture_output=True, text=True, check=False)
@@ -55,6 +57,12 @@ def test_one_mirror_host_of_each_data_center_at_a_time(tmp_path: Path, arguments
     assert sorted(map(sorted, found)) == sorted(map(sorted, together)), said
     if "mirror_serial" not in str(arguments):
         assert found == together
+
+
+def test_a_mirror_host_that_is_out_of_reach_counts_as_failed(tmp_path: Path) -> None:
+    found, said = turns(tmp_path, "--extra-vars", "gone=a1")
+    assert found == [{"b1"}, {"b2"}], said
+    assert "a1 failed, so this one stays as it is" in said
 
 
 def test_a_failure_leaves_the_other_mirror_hosts_of_its_data_center_alone(tmp_path: Path) -> None:

@@ -329,11 +329,24 @@ def test_a_redirect_is_followed_once_for_all(coalescer: Coalescer, status: int, 
     assert "of-the-registry" in first and ("of-the-registry" in second) == location.startswith("/")
 
 
-@pytest.mark.parametrize("location", ["ftp://storage.example/x", "https://user@storage.example/x", "//storage.example/x", "https:///x", "x", ""])
-def test_a_redirect_to_what_is_no_address_is_not_followed(coalescer: Coalescer, location: str) -> None:
+@pytest.mark.parametrize("location", [
+    "ftp://storage.example/x", "https://user@storage.example/x", "//storage.example/x", "https:///x", "https://a.example/x#y", "https://a.example?x", "x", "",
+])
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+def test_a_redirect_that_is_not_followed_is_nobodys_business(coalescer: Coalescer, location: str, kind: str) -> None:
     coalescer.front.answers = lambda _path: answer(307, Location=location)
-    assert coalescer.get(blob_path(fresh()))[0] == 307
+    status, headers, body = coalescer.get(f"/v2/svc/app/{kind}/{digest_of(fresh())}")
+    assert (status, headers["Location"]) == (502, None)
+    assert "redirects to what is not followed" in json.loads(body)["errors"][0]["message"]
     assert len(coalescer.asked()) == 1
+
+
+def test_a_manifest_is_not_fetched_elsewhere(coalescer: Coalescer) -> None:
+    elsewhere = {"/v2/a/manifests/1": "https://storage.example/x", "/v2/a/manifests/2": "/v2/b/manifests/2"}
+    coalescer.front.answers = lambda path: answer(301, Location=elsewhere[path])
+    assert coalescer.get("/v2/a/manifests/1")[0] == 502
+    status, headers, _body = coalescer.get("/v2/a/manifests/2")
+    assert (status, headers["Location"]) == (301, "/v2/b/manifests/2")
 
 
 def test_a_circle_of_redirects_ends(coalescer: Coalescer) -> None:
@@ -363,6 +376,32 @@ def test_why_a_blob_can_not_be_had_is_told_and_its_bytes_are_not(coalescer: Coal
     assert status == 503 and "central could not keep this blob" in json.loads(body)["errors"][0]["message"]
     assert coalescer.get(blob_path(blob, "svc/other"), X_Mirror_Why="true")[::2] == (404, b"of the upstream")
     assert coalescer.get("/v2/svc/has/manifests/1", X_Mirror_Why="true")[2] == blob
+
+
+def test_many_small_things_make_room_for_a_large_one(coalescer: Coalescer) -> None:
+    small = {blob_path(blob): blob for blob in (fresh(STORAGE_BYTES // 100) for _number in range(120))}
+    large = fresh(STORAGE_BYTES * 2 // 5)
+    coalescer.front.answers = lambda path: answer(200, small.get(path, large))
+    for path, blob in small.items():
+        assert coalescer.get(path)[2] == blob
+    assert coalescer.get(blob_path(large))[2] == large
+
+
+def test_a_name_with_blobs_in_it_is_a_name(coalescer: Coalescer) -> None:
+    manifest = fresh(3000)
+    coalescer.front.answers = lambda path: answer(200, manifest) if path.startswith("/v2/a/blobs/b/") else answer(404)
+    target = f"manifests/{digest_of(manifest)}"
+    assert coalescer.get(f"/v2/a/blobs/b/{target}")[2] == manifest
+    assert coalescer.get(f"/v2/other/blobs/b/{target}")[0] == 404
+    assert coalescer.get("/v2/a/blobs/b/manifests/1", X_Mirror_Why="true")[2] == manifest
+
+
+def test_a_large_blob_of_another_repository_is_asked_for_there(coalescer: Coalescer) -> None:
+    blob = fresh(STORAGE_BYTES * 2)
+    coalescer.front.answers = lambda _path: answer(200, blob)
+    for repository in ("svc/one", "svc/two"):
+        assert coalescer.get(blob_path(blob, repository))[2] == blob
+    assert coalescer.asked()[-1] == f"GET {blob_path(blob, 'svc/two')} HTTP/1.1"
 
 
 def test_a_tag_is_asked_for_each_time_and_as_it_was_asked(coalescer: Coalescer) -> None:

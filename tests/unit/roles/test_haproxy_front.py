@@ -271,6 +271,24 @@ def test_storage_is_only_read(front: Front, storage: Upstream) -> None:
     assert storage.seen == []
 
 
+def test_storage_that_redirects_to_itself_is_followed(front: Front, storage: Upstream) -> None:
+    storage.answers["/x"] = Answer(302, {"Location": "/y?z"})
+    assert front.request("central", f"/redirect/https/localhost:{storage.port}/x")[1]["Location"] == f"https://localhost:{storage.port}/y?z"
+
+
+def test_an_age_does_not_pass(front: Front, plain: Upstream) -> None:
+    plain.answers[MANIFEST] = Answer(headers={"Age": "3600"})
+    assert front.request("plain", MANIFEST)[1]["Age"] is None
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_asks_a_bearer_upstream_why_gets_no_challenge(front: Front, hub: Upstream, status: int) -> None:
+    hub.answers[MANIFEST] = Answer(status, {"WWW-Authenticate": 'Bearer realm="https://x.example/token"'})
+    got, headers, body = front.request("hub", MANIFEST, X_Mirror_Why="true")
+    assert (got, headers["WWW-Authenticate"]) == (404, None) and "the upstream hub " in json.loads(body)["errors"][0]["message"]
+    assert front.request("hub", MANIFEST)[0] == status
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_of_the_storage_is_named(front: Front, storage: Upstream, status: int) -> None:
     storage.answers["/bucket/x"] = Answer(status, {"WWW-Authenticate": "Basic"})

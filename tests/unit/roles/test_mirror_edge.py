@@ -448,6 +448,24 @@ def test_a_blob_that_the_cache_can_not_get_is_asked_about(lab: Lab, of_the_cache
     assert [seen.headers["x-mirror-why"] for seen in lab.asked.seen] == ["true"]
 
 
+def test_a_challenge_does_not_reach_a_docker_host(lab: Lab) -> None:
+    lab.noted.answers[MANIFEST] = Answer(401, {"WWW-Authenticate": 'Bearer realm="http://127.0.0.1:1/token"'})
+    assert lab.open.request("noted", MANIFEST)[1]["WWW-Authenticate"] is None
+
+
+def test_a_coalescer_that_is_gone_is_told(lab: Lab) -> None:
+    target = "/v2/svc/none/manifests/1"
+    lab.cache.hub.stop()
+    try:
+        status, headers, body = lab.open.request("hub", target)
+        assert (status, error_of(headers, body)["code"]) == (502, "UNAVAILABLE")
+    finally:
+        lab.cache.hub.start({
+            "version": 0.1, "log": {"level": "warn"}, "storage": {"filesystem": {"rootdirectory": str(lab.cache.hub.root)}},
+            "http": {"addr": f"127.0.0.1:{lab.cache.hub.port}"},
+        })
+
+
 def test_a_cache_that_is_broken_is_named(lab: Lab) -> None:
     lab.noted.answers[MANIFEST] = Answer(503, {}, b"storage")
     status, headers, body = lab.open.request("noted", MANIFEST)

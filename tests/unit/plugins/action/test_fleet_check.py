@@ -180,6 +180,15 @@ def a_login_that_the_playbooks_lack(fleet_: Fleet) -> str:
     )
 
 
+def a_coalescer_where_the_caches_are(fleet_: Fleet) -> str:
+    fleet_.all["pull_through_cache_storage"] = "/srv/mirror/central"
+    fleet_.all["fetch_coalescer_storage"] = "/srv/mirror/"
+    return (
+        "group mirrors: fetch_coalescer_storage: '/srv/mirror': a coalescer empties its directory, and the caches are in '/srv/mirror/central'. "
+        "Write another path."
+    )
+
+
 def url_with_a_path(fleet_: Fleet) -> str:
     fleet_.all["mirror_upstreams"][0]["url"] = "https://artifactory.example.com/artifactory/api/docker/docker-local/v2/"
     return (
@@ -302,6 +311,7 @@ def value_of_a_role(fleet_: Fleet) -> tuple[str, ...]:
 @pytest.mark.parametrize("spoil", [
     no_mirrors, no_mirrors_at_all, in_two_data_centers, in_no_data_center, one_port, one_name, derived_port, port_of_the_statistics,
     a_login_that_the_playbooks_lack,
+    a_coalescer_where_the_caches_are,
     url_with_a_path, url_with_a_password, key_missing, password_undefined, password_undefined_in_one_data_center, password_empty,
     password_left_out, password_in_a_broken_template, list_undefined, list_empty, runtime, upstreams_differ, tls_differs, slip, more_slips,
     value_of_a_role,
