@@ -19,6 +19,7 @@ import shutil
 import socket
 import socketserver
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -34,9 +35,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import HealthCheck, settings
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import errors
+
 # How fast an example is says something about the machine, not about the code.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+# Not the file's own place, which may be reached by a link.
+COLLECTIONS = Path(errors.__file__).parents[5]
 
 OCI = "application/vnd.oci.image"
 _BLANK_LINE = b"\r\n\r\n"
@@ -101,6 +107,16 @@ def index_of(images: dict[str, Image]) -> bytes:
         names = zip(("os", "architecture", "variant"), platform.split("/"))
         manifests.append({"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest), "platform": dict(names)})
     return json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": manifests}).encode()
+
+
+def ansible(command: str, *arguments: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Ansible's programs, which finds this collection by its name."""
+    program = shutil.which(command, path=str(Path(sys.executable).parent)) or command
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    return subprocess.run(
+        [program, *arguments], cwd=directory, capture_output=True, text=True, check=False,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "1", "PATH": path, **environment},
+    )
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> float:
@@ -176,13 +192,16 @@ class Registry:
             self.push(repository, image.digest, image)
         return self.push_manifest(repository, tag, index_of(images), f"{OCI}.index.v1+json")
 
-    def start(self, configuration: dict[str, Any]) -> None:
+    def start(self, configuration: dict[str, Any] | None = None) -> None:
+        """Without a configuration: as it was before, or as a plain registry."""
         binary = shutil.which("docker-registry")
         if binary is None:
             pytest.fail("docker-registry is missing; these tests run a real one: apt-get install docker-registry")
         # JSON is YAML.
         path = self.root.with_suffix(".json")
-        path.write_text(json.dumps(configuration))
+        if configuration or not path.exists():
+            plain = {"version": 0.1, "log": {"level": "warn"}, "storage": {"filesystem": {"rootdirectory": str(self.root)}}}
+            path.write_text(json.dumps(configuration or {**plain, "http": {"addr": f"127.0.0.1:{self.port}"}}))
         self.root.mkdir(exist_ok=True)
         with open(self.root.with_suffix(".log"), "ab") as log:
             self.process = subprocess.Popen([binary, "serve", str(path)], stdout=log, stderr=log)

@@ -18,19 +18,11 @@ import pytest
 import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "inventories/example"
-COLLECTIONS = Path(fleet.__file__).parents[5]
 SECRETS = yaml.safe_load((EXAMPLE / "group_vars/all/vault.yml").read_text())
-
-
-def ansible(command: str, *arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    program = shutil.which(command, path=str(Path(sys.executable).parent)) or command
-    return subprocess.run(
-        [program, *arguments], cwd=directory, capture_output=True, text=True, check=False,
-        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-    )
 
 
 def play(directory: Path, plays: list[dict[str, Any]], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible
 
 PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
 INVENTORY = {
@@ -38,8 +37,7 @@ def turns(directory: Path, *arguments: str) -> tuple[list[set[str]], str]:
     check = {"hosts": "all", "gather_facts": False, "connection": "local", "tasks": [gone]}
     (directory / "site.yml").write_text(json.dumps([check, *plays]))
     (directory / "inventory.yml").write_text(json.dumps(INVENTORY))
-    command = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) or "ansible-playbook"
-    done = subprocess.run([command, "-i", "inventory.yml", "site.yml", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+    done = ansible("ansible-playbook", "-i", "inventory.yml", "site.yml", *arguments, directory=directory)
     together = [set(each.split()) for each in dict.fromkeys(re.findall(r"turn of \S+ with ([^\"\n]+)", done.stdout))]
     return together, done.stdout + done.stderr
 

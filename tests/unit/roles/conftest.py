@@ -8,7 +8,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import shutil
+import random
 import socket
 import ssl
 import subprocess
@@ -22,6 +22,9 @@ from typing import Any, Callable, Iterator
 
 import pytest
 import yaml
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 
@@ -46,10 +49,9 @@ def render_role(directory: Path, role: str, *sets: dict[str, Any]) -> list[list[
     for number, variables in enumerate(sets):
         (directory / f"set{number}.json").write_text(json.dumps(variables))
     (directory / "play.yml").write_text(json.dumps(plays))
-    command = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) or "ansible-playbook"
-    done = subprocess.run(
-        [command, "--inventory", "localhost,", "--connection", "local", "--extra-vars", f"ansible_python_interpreter={sys.executable}", "play.yml"],
-        cwd=directory, capture_output=True, text=True, check=False,
+    done = ansible(
+        "ansible-playbook", "--inventory", "localhost,", "--connection", "local", "--extra-vars", f"ansible_python_interpreter={sys.executable}", "play.yml",
+        directory=directory,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [yaml.safe_load((directory / f"files{number}.yml").read_text()) for number in range(len(sets))]
@@ -59,6 +61,35 @@ def render_role(directory: Path, role: str, *sets: dict[str, Any]) -> list[list[
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
     """``render(role, variables, …)``: the files of a role for each set of variables."""
     return lambda role, *sets: render_role(tmp_path_factory.mktemp("render") / role, role, *sets)
+
+
+def cache_file(files: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """What the role pull_through_cache writes for the distribution of an upstream."""
+    file, = (each for each in files if each["path"].endswith(f"/{name}.yml"))
+    return file
+
+
+def cache_configuration(files: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(cache_file(files, name)["content"]))
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a connection that is over holds its port for a minute, and there may be thousands.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+        return True
+
+
+def upstream_port() -> int:
+    """An upstream's port, all of whose ports are free and below the ephemeral ones, where a connection of another test may come to be."""
+    while True:
+        port = random.randrange(2000, 32000 - max(PORT_OFFSETS.values()))
+        if all(is_free(port + offset) for offset in PORT_OFFSETS.values()):
+            return port
 
 
 def unprivileged() -> dict[str, Any]:

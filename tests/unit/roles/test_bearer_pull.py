@@ -9,14 +9,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import random
-import socket
-import subprocess
 from pathlib import Path
 from typing import Any, Callable
 
-import yaml
-
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     Authority,
@@ -24,37 +20,17 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     RunModule,
     StartRegistry,
     answer,
+    free_port,
     image_of,
     layer_of,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, cache_file, upstream_port
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_fetch_coalescer import variables_in, varnish
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import Front, listen, write
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import haproxy
 
 PASSWORD = "hub-Pass-1"
 BASIC = base64.b64encode(f"reader:{PASSWORD}".encode()).decode()
 IMAGE = image_of(layer_of({"app": b"the application" * 1000}))
-
-
-def cache_configuration(files: list[dict[str, Any]]) -> dict[str, Any]:
-    """What distribution reads, where the role says that its file holds a secret."""
-    file, = (each for each in files if each["path"].endswith("/hub.yml"))
-    assert file["secret"] and file["mode"] == "0400"
-    return dict(yaml.safe_load(file["content"]))
-
-
-def ports_of_an_upstream() -> tuple[int, int]:
-    """A free port for the statistics, and a front port whose upstream's other ports are free too; below the ephemeral
-    ports, where a connection of another test may come to be."""
-    while True:
-        front_port = random.randrange(15000, 32000)
-        try:
-            for port in (front_port, front_port + 1, front_port - 3000, front_port - 2000, front_port - 1000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return front_port + 1, front_port
 
 
 def test_a_pull_from_a_bearer_upstream(
@@ -66,10 +42,11 @@ def test_a_pull_from_a_bearer_upstream(
     hub.headers = {"Authorization": f"Bearer {json.loads(granted)['token']}"}
     hub.push("svc/app", "1", IMAGE)
 
-    stats_port, front_port = ports_of_an_upstream()
+    port, stats_port = upstream_port(), free_port()
+    ports = {use: port + offset for use, offset in PORT_OFFSETS.items()}
     variables = {
         "mirror_upstreams": [{
-            "name": "hub", "url": hub.url, "port": front_port - 13000, "canary": "svc/app:1", "auth": "bearer", "token_realm": f"{tokens.url}/token",
+            "name": "hub", "url": hub.url, "port": port, "canary": "svc/app:1", "auth": "bearer", "token_realm": f"{tokens.url}/token",
             "token_service": "lab", "username": "reader", "password": PASSWORD,
         }],
         "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}",
@@ -79,16 +56,15 @@ def test_a_pull_from_a_bearer_upstream(
     }
     (front_files,), (coalescer_files,), (cache_files,) = (render(role, variables) for role in ("haproxy_front", "fetch_coalescer", "pull_through_cache"))
     assert not [each["path"] for each in front_files if BASIC in each["content"] or PASSWORD in each["content"]]
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(write(tmp_path, front_files))], stdout=log, stderr=log)
-    front = Front(tmp_path, {"hub": front_port}, stats_port, process)
-    cache = Registry(front_port - 3000, front_port - 2000, tmp_path / "store" / "hub")
-    coalescer = contextlib.ExitStack()
-    try:
-        listen(front)
-        coalescer.enter_context(varnish(coalescer_files, "hub", base / "hub"))
+    # A file that holds a secret says so.
+    assert (cache_file(cache_files, "hub")["secret"], cache_file(cache_files, "hub")["mode"]) == (True, "0400")
+    cache = Registry(ports["cache"], ports["debug"], tmp_path / "store" / "hub")
+    with contextlib.ExitStack() as running:
+        front = running.enter_context(haproxy(front_files, tmp_path, {"hub": ports["front"]}, stats_port))
+        running.enter_context(varnish(coalescer_files, "hub", base / "hub"))
         (tmp_path / "store").mkdir()
-        cache.start(cache_configuration(cache_files))
+        running.callback(cache.stop)
+        cache.start(cache_configuration(cache_files, "hub"))
         pulled = run_module(mirror_pull.main, image="svc/app:1", url=cache.url)
         assert pulled["digest"] == IMAGE.digest, pulled
         assert tokens.requests and all(BASIC in request for request in tokens.requests)
@@ -100,11 +76,6 @@ def test_a_pull_from_a_bearer_upstream(
         hub.stop()
         tokens.shutdown()
         cache.stop()
-        cache.start(cache_configuration(cache_files))
+        cache.start()
         alone = run_module(mirror_pull.main, image=f"svc/app@{IMAGE.digest}", url=cache.url)
         assert alone.get("digest") == IMAGE.digest, alone
-    finally:
-        cache.stop()
-        coalescer.close()
-        process.terminate()
-        process.wait(10)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator
 
 import pytest
-import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
@@ -38,7 +37,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     listens,
     until,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, unprivileged
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, unprivileged
 
 STORAGE_BYTES = 16 * 1024 * 1024
 KEEP_SECONDS = 2
@@ -140,7 +139,7 @@ def started(render: Render, base: Path) -> Iterator[Coalescer]:
         "pull_through_cache_storage": str(base / "store"),
     }
     (files,), (cache_files,) = render("fetch_coalescer", variables), render("pull_through_cache", variables)
-    cache, = (yaml.safe_load(each["content"]) for each in cache_files if each["path"].endswith("/central.yml"))
+    cache = cache_configuration(cache_files, "central")
     (base / "store").mkdir()
     try:
         with varnish(files, "central", base / "central") as unit:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import shutil
@@ -122,6 +123,23 @@ def listen(front: Front) -> None:
     pytest.fail(front.log())
 
 
+@contextlib.contextmanager
+def haproxy(files: list[dict[str, Any]], directory: Path, ports: dict[str, int], stats_port: int) -> Iterator[Front]:
+    """A HAProxy of the role's files, `directory` being its run directory."""
+    if shutil.which("haproxy") is None:
+        pytest.fail("haproxy is missing; these tests run a real one: apt-get install haproxy")
+    path = write(directory, files)
+    with open(directory / "log", "wb") as log:
+        process = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(path)], stdout=log, stderr=log)
+    front = Front(directory, ports, stats_port, process)
+    try:
+        listen(front)
+        yield front
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 @pytest.fixture(scope="module")
 def central(start_upstream: Callable[..., Upstream], certificate: Path) -> Upstream:
     """A registry behind a path prefix, with TLS and Basic authentication."""
@@ -155,8 +173,6 @@ def fragile(start_upstream: Callable[..., Upstream]) -> Upstream:
 @pytest.fixture(scope="module")
 def front(render: Render, tmp_path_factory: pytest.TempPathFactory, certificate: Path, central: Upstream, hub: Upstream, plain: Upstream,
           fragile: Upstream, storage: Upstream) -> Iterator[Front]:
-    if shutil.which("haproxy") is None:
-        pytest.fail("haproxy is missing; these tests run a real one: apt-get install haproxy")
     directory = tmp_path_factory.mktemp("front")
     ca = certificate.read_text()
     ca = ca[ca.index("-----BEGIN CERTIFICATE"):]
@@ -184,14 +200,8 @@ def front(render: Render, tmp_path_factory: pytest.TempPathFactory, certificate:
         "haproxy_front_resolve": "starting",
         "__haproxy_front_run": str(directory),
     })
-    path = write(directory, files)
-    with open(directory / "log", "wb") as log:
-        process = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(path)], stdout=log, stderr=log)
-    front = Front(directory, ports, stats_port, process)
-    listen(front)
-    yield front
-    process.send_signal(signal.SIGTERM)
-    process.wait(10)
+    with haproxy(files, directory, ports, stats_port) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import HIGHEST_EDGE_PORT, PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
@@ -38,7 +37,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     listens,
     until,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, unprivileged
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, cache_configuration, is_free, unprivileged
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import ATTACKS as FRONT_ATTACKS
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import DIGEST, MANIFEST, SMUGGLED, get
 
@@ -56,17 +55,6 @@ FORBIDDEN_CLIENT, ALLOWED_CLIENT = "127.0.0.1", "127.0.0.9"
 
 def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a connection that is over holds its port for a minute, and there may be thousands.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-        return True
 
 
 @dataclass
@@ -171,7 +159,6 @@ class Cache:
 
     hub: Registry
     registry: Registry
-    configuration: dict[str, Any]
 
     def fill(self, edge: Edge, repository: str, image: Image) -> None:
         """Pull an image by its digest, and wait until it is in the store: distribution commits behind the client's back."""
@@ -186,7 +173,7 @@ class Cache:
         try:
             yield
         finally:
-            self.registry.start(self.configuration)
+            self.registry.start()
 
 
 @dataclass
@@ -255,24 +242,21 @@ def lab(render: Render, base: Path, start_upstream: Callable[..., Upstream], aut
     # At once, because it is Ansible's start that takes time.
     rendered = dict(zip(sets, render("mirror_edge", *({**directories(base / name), **each} for name, each in sets.items()))))
     (cache_files,) = render("pull_through_cache", shared)
-    configuration, = (dict(yaml.safe_load(each["content"])) for each in cache_files if each["path"].endswith("/hub.yml"))
     hub = Registry(ports["hub"] + PORT_OFFSETS["coalescer"], ports["hub"] + PORT_OFFSETS["front"], base / "upstream")
     asked = start_upstream(port=ports["noted"] + PORT_OFFSETS["coalescer"])
     cache = Registry(ports["hub"] + PORT_OFFSETS["cache"], ports["hub"] + PORT_OFFSETS["debug"], base / "store/hub")
     trusted = ssl.create_default_context(cafile=str(authority.certificate))
     running: dict[str, Edge] = {}
     try:
-        hub.start({
-            "version": 0.1, "log": {"level": "warn"}, "storage": {"filesystem": {"rootdirectory": str(hub.root)}}, "http": {"addr": f"127.0.0.1:{hub.port}"},
-        })
+        hub.start()
         hub.push("svc/app", "1", IMAGE)
         (base / "store").mkdir()
-        cache.start(configuration)
+        cache.start(cache_configuration(cache_files, "hub"))
         for name in edges:
             running[name] = start_nginx(base / name, rendered[name], sets[name]["mirror_edge_bind"], ports, trusted if name == "locked" else None)
         for edge in running.values():
             listen(edge)
-        yield Lab(**running, noted=noted, asked=asked, cache=Cache(hub, cache, configuration), shapes={name: rendered[name] for name in SHAPES})
+        yield Lab(**running, noted=noted, asked=asked, cache=Cache(hub, cache), shapes={name: rendered[name] for name in SHAPES})
     finally:
         for edge in running.values():
             edge.process.send_signal(signal.SIGQUIT)
@@ -460,10 +444,7 @@ def test_a_coalescer_that_is_gone_is_told(lab: Lab) -> None:
         status, headers, body = lab.open.request("hub", target)
         assert (status, error_of(headers, body)["code"]) == (502, "UNAVAILABLE")
     finally:
-        lab.cache.hub.start({
-            "version": 0.1, "log": {"level": "warn"}, "storage": {"filesystem": {"rootdirectory": str(lab.cache.hub.root)}},
-            "http": {"addr": f"127.0.0.1:{lab.cache.hub.port}"},
-        })
+        lab.cache.hub.start()
 
 
 def test_a_cache_that_is_broken_is_named(lab: Lab) -> None:

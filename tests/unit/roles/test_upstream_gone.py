@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
@@ -29,12 +27,11 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     free_port,
     image_of,
     layer_of,
-    listens,
     until,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.roles import test_haproxy_front as haproxy_front
 from ansible_collections.mirrorfleet.registry.tests.unit.roles import test_mirror_edge as mirror_edge
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, upstream_port
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_fetch_coalescer import variables_in, varnish
 
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\nConnection: close\r\n\r\ndown"
@@ -132,7 +129,6 @@ class Mirror:
     edge: mirror_edge.Edge
     front: haproxy_front.Front
     cache: Registry
-    cache_configuration: dict[str, Any]
     hub: Registry
     wan: Wan
 
@@ -149,17 +145,9 @@ class Mirror:
         return bool(self.front.figures("central")["healthy"])
 
 
-def ports_in_a_row() -> int:
-    """An upstream's port, all of whose ports are free."""
-    while True:
-        port = free_port() - PORT_OFFSETS["front"]
-        if port > 1024 and not any(listens(port + offset) for offset in PORT_OFFSETS.values()):
-            return port
-
-
 @pytest.fixture(scope="module")
 def mirror(render: Render, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
-    port, stats_port = ports_in_a_row(), free_port()
+    port, stats_port = upstream_port(), free_port()
     hub = Registry(free_port(), free_port(), tmp_path_factory.mktemp("hub") / "store")
     wan = Wan(hub.port)
     front_directory = tmp_path_factory.mktemp("front")
@@ -170,30 +158,22 @@ def mirror(render: Render, base: Path, tmp_path_factory: pytest.TempPathFactory)
         **mirror_edge.directories(base / "edge"), "mirror_edge_tls": "none", "mirror_edge_bind": "127.0.0.1",
     }
     files = {role: render(role, variables)[0] for role in ("haproxy_front", "fetch_coalescer", "pull_through_cache", "mirror_edge")}
-    configuration, = (yaml.safe_load(each["content"]) for each in files["pull_through_cache"] if each["path"].endswith("/central.yml"))
     cache = Registry(port + PORT_OFFSETS["cache"], port + PORT_OFFSETS["debug"], base / "store/central")
     with contextlib.ExitStack() as running:
-        hub.start({
-            "version": 0.1, "log": {"level": "warn"}, "storage": {"filesystem": {"rootdirectory": str(hub.root)}}, "http": {"addr": f"127.0.0.1:{hub.port}"},
-        })
+        hub.start()
         running.callback(hub.stop)
-        path = haproxy_front.write(front_directory, files["haproxy_front"])
-        with open(front_directory / "log", "wb") as log:
-            process = subprocess.Popen(["haproxy", "-W", "-db", "-f", str(path)], stdout=log, stderr=log)
-        running.callback(process.wait, 10)
-        running.callback(process.terminate)
-        front = haproxy_front.Front(front_directory, {"central": port + PORT_OFFSETS["front"]}, stats_port, process)
-        haproxy_front.listen(front)
+        ports = {"central": port + PORT_OFFSETS["front"]}
+        front = running.enter_context(haproxy_front.haproxy(files["haproxy_front"], front_directory, ports, stats_port))
         running.enter_context(varnish(files["fetch_coalescer"], "central", base / "central"))
         (base / "store").mkdir()
-        cache.start(configuration)
+        cache.start(cache_configuration(files["pull_through_cache"], "central"))
         running.callback(cache.stop)
         (base / "edge").mkdir()
         edge = mirror_edge.start_nginx(base / "edge", files["mirror_edge"], "127.0.0.1", {"central": port})
         running.callback(edge.process.wait, 10)
         running.callback(edge.process.send_signal, signal.SIGTERM)
         mirror_edge.listen(edge)
-        yield Mirror(edge, front, cache, configuration, hub, wan)
+        yield Mirror(edge, front, cache, hub, wan)
         wan.mend()
 
 
@@ -229,7 +209,7 @@ def test_the_upstream(mirror: Mirror, way: str) -> None:
         assert "the upstream central " in json.loads(body)["errors"][0]["message"]
         # It starts, and serves.
         mirror.cache.stop()
-        mirror.cache.start(mirror.cache_configuration)
+        mirror.cache.start()
         assert mirror.pull(f"svc/{name}:cached")["digest"] == cached.digest
     finally:
         mirror.wan.mend()

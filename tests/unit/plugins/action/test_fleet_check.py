@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import resource
 import shutil
@@ -19,9 +18,8 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible
 
-COLLECTIONS = Path(fleet.__file__).parents[5]
 PASSWORD = "wander3r-in-the-fog"
 CENTRAL = {
     "name": "central", "url": "https://artifactory.example.com", "path_prefix": "/artifactory/api/docker/docker-local",
@@ -67,13 +65,11 @@ class Fleet:
         (self.directory / "group_vars").mkdir(exist_ok=True)
         (self.directory / "group_vars/all.yml").write_text(json.dumps(self.all))
         (self.directory / "play.yml").write_text(json.dumps(PLAYBOOK))
-        command = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) or "ansible-playbook"
-        done = subprocess.run(
-            [command, "--inventory", "hosts.json", "--extra-vars", f"ansible_python_interpreter={sys.executable}", *arguments, "play.yml"],
-            cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-            env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        done = ansible(
+            "ansible-playbook", "--inventory", "hosts.json", "--extra-vars", f"ansible_python_interpreter={sys.executable}", *arguments, "play.yml",
+            directory=self.directory, ANSIBLE_CALLBACK_RESULT_FORMAT="json",
         )
-        return done.returncode, done.stdout
+        return done.returncode, done.stdout + done.stderr
 
     @property
     def data_centers(self) -> Any:
