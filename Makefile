@@ -47,23 +47,24 @@ lab-destroy: $(VENV)/ready lab-inventory
 	@if [ -e .lab/dockerd.pid ]; then echo 'Docker: stopping the daemon that make started'; kill "$$(cat .lab/dockerd.pid)" || true; fi
 	@rm -rf .lab
 
+# An environment of its own, with what the first prerequisite lists.
+define environment
+@$(PYTHON) -m venv --clear $(@D)
+@$(@D)/bin/pip --disable-pip-version-check install -qq --requirement $<
+@touch $@
+endef
+
 # A stamp is newer than its requirements when everything in them is installed.
 $(VENV)/ready: requirements-dev.txt | prepare
 	@echo 'Python: installing requirements-dev.txt into $(VENV) (a minute or two)'
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(VENV)/bin/pip --disable-pip-version-check install -qq --requirement $<
-	@touch $@
+	$(environment)
 
 # galaxy-importer asks for other versions of some packages than ansible does.
 $(VENV)/galaxy-importer/ready: tests/requirements-importer.txt $(VENV)/ready
 	@echo 'Python: installing galaxy-importer into $(VENV)/galaxy-importer'
-	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/pip --disable-pip-version-check install -qq --requirement $<
-	@touch $@
+	$(environment)
 
 # Only the benchmark needs these.
 $(VENV)/bench/ready: benchmarks/requirements.txt $(VENV)/ready
 	@echo 'Python: installing what the benchmark needs into $(VENV)/bench'
-	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/pip --disable-pip-version-check install -qq --requirement $<
-	@touch $@
+	$(environment)

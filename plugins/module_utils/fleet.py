@@ -30,11 +30,10 @@ VARIABLES: dict[str, dict[str, Any]] = {
 }
 # Mirror hosts and docker hosts must agree on these, or the ones look for what the others do not offer.
 SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_edge_tls", "mirror_ca_directory")
-# A port on every mirror host that is no upstream's, and the address it is at unless told otherwise.
+# A port on every mirror host that is no upstream's.
 STATS_BIND = "haproxy_front_stats_bind"
-STATS_BIND_DEFAULT = "127.0.0.1:8404"
 # Both have a directory for each upstream in them, and a coalescer empties its own.
-STORAGES = {"pull_through_cache_storage": "/var/lib/mirrorfleet/cache", "fetch_coalescer_storage": "/var/lib/mirrorfleet/coalescer"}
+STORAGES = ("pull_through_cache_storage", "fetch_coalescer_storage")
 
 # Text can be made of anything, and is not looked at: it may be a secret.
 _TYPES = {"bool": "true or false", "int": "a whole number", "list": "a list", "dict": "a dictionary"}
@@ -148,14 +147,14 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
         if variables.get("mirror_upstreams", []) == []:
             report.add("mirror_upstreams: is not there, or empty. Write the list of upstreams into group_vars/all.", host)
             continue
-        key = (variables["mirror_upstreams"], variables.get(STATS_BIND, STATS_BIND_DEFAULT))
+        key = (variables["mirror_upstreams"], variables.get(STATS_BIND, specs[STATS_BIND]["default"]))
         problems = next((found for other, found in seen if other == key), None)
         if problems is None:
             problems = upstreams.read(key[0])[1] + _stats_clashes(*key)
             seen.append((key, problems))
         for problem in problems:
             report.add(problem, host)
-        cache, coalescer = (PurePosixPath(str(variables.get(name, default))) for name, default in STORAGES.items())
+        cache, coalescer = (PurePosixPath(str(variables.get(name, specs[name]["default"]))) for name in STORAGES)
         if cache == coalescer or cache in coalescer.parents or coalescer in cache.parents:
             report.add(f"fetch_coalescer_storage: '{coalescer}': a coalescer empties its directory, and the caches are in '{cache}'. Write another path.", host)
         if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
