@@ -38,7 +38,8 @@ class Errors(TypedDict):
 
 
 class Figures(TypedDict):
-    """One server of a backend. `wan_bytes` and the counts are since HAProxy's start or last reload."""
+    """One server of a backend. Bytes received are LAN bytes from a sibling, WAN bytes from anywhere else; they and the counts are
+    since HAProxy's start or last reload."""
 
     name: str
     source: str
@@ -46,6 +47,7 @@ class Figures(TypedDict):
     status: str
     since_seconds: int
     wan_bytes: int
+    lan_bytes: int
     sent_bytes: int
     requests: int
     transfers: int
@@ -81,18 +83,21 @@ def uptime(info: str) -> int:
 
 
 def servers(stat: str) -> list[Figures]:
-    """One entry for each server, from the answer to "show stat". Raises RegistryFleetError for anything else."""
+    """One entry for each server outside HAProxy, from the answer to "show stat". Raises RegistryFleetError for anything else."""
     if not stat.startswith("# pxname,svname,"):
         raise RegistryFleetError(f"This is no answer to 'show stat': {stat[:80]!r}")
     try:
         rows = list(csv.DictReader((line for line in stat[2:].splitlines() if line), restval="", strict=True))
     except csv.Error as error:
         raise RegistryFleetError(f"The answer to 'show stat' is not CSV: {error}") from error
-    return [_figures(row) for row in rows if row["svname"] not in ("FRONTEND", "BACKEND")]
+    figures = [_figures(row) for row in rows if row["svname"] not in ("FRONTEND", "BACKEND")]
+    # The rewrite front's own way from other mirror hosts back to the upstream: these bytes are counted there.
+    return [each for each in figures if not (each["source"] == "upstream" and each["name"].endswith(("_sources", "_sources_tags")))]
 
 
 def _figures(row: dict[str, str]) -> Figures:
     status = row.get("status") or "unknown"
+    received, near = _number(row, "bout") or 0, row["svname"].startswith("sibling-")
     return {
         "name": row["pxname"],
         "source": row["svname"],
@@ -100,7 +105,8 @@ def _figures(row: dict[str, str]) -> Figures:
         "healthy": status.startswith("UP") or status == "no check",
         "status": status,
         "since_seconds": _number(row, "lastchg") or 0,
-        "wan_bytes": _number(row, "bout") or 0,
+        "wan_bytes": 0 if near else received,
+        "lan_bytes": received if near else 0,
         "sent_bytes": _number(row, "bin") or 0,
         "requests": _number(row, "stot") or 0,
         "transfers": _number(row, "scur") or 0,

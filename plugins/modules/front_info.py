@@ -60,10 +60,15 @@ counting_seconds:
   type: int
   sample: 86400
 wan_bytes:
-  description: Bytes received from all upstreams.
+  description: Bytes received from all upstreams and from mirror hosts of the hub data center.
   returned: success
   type: int
   sample: 230686720
+lan_bytes:
+  description: Bytes received from other mirror hosts of the data center.
+  returned: success
+  type: int
+  sample: 0
 upstreams:
   description: One entry for each place that the front fetches from.
   returned: success
@@ -73,11 +78,11 @@ upstreams:
     name:
       description:
         - The upstream. With C(_tags) after it, its answers to what a tag names, with shorter time-outs. With C(_token) or C(_redirect_1), its token
-          endpoint or a host of its object storage, which have no health check.
+          endpoint or a host of its object storage, which have no health check. With C(_sources) or C(_sources_tags), other mirror hosts.
       type: str
       sample: central
     source:
-      description: Where the bytes come from, C(upstream), C(token) or C(storage).
+      description: Where the bytes come from, C(upstream), C(token), C(storage), or a mirror host as C(sibling-NAME) or C(hub-NAME).
       type: str
       sample: upstream
     healthy:
@@ -93,9 +98,13 @@ upstreams:
       type: int
       sample: 3600
     wan_bytes:
-      description: Bytes received, without TLS and without health checks.
+      description: Bytes received, without TLS and without health checks; 0 for a sibling.
       type: int
       sample: 230686720
+    lan_bytes:
+      description: Bytes received from a sibling; 0 for anybody else.
+      type: int
+      sample: 0
     sent_bytes:
       description: Bytes sent.
       type: int
@@ -146,7 +155,8 @@ def main() -> None:
     except RegistryFleetError as error:
         module.fail_json(msg=str(error))
     module.exit_json(
-        changed=False, counting_seconds=counting, wan_bytes=sum(each["wan_bytes"] for each in figures), upstreams=figures,
+        changed=False, counting_seconds=counting, upstreams=figures,
+        wan_bytes=sum(each["wan_bytes"] for each in figures), lan_bytes=sum(each["lan_bytes"] for each in figures),
     )
 
 

@@ -130,8 +130,8 @@ class Upstream(http.server.ThreadingHTTPServer):
     # The name localhost may stand for 127.0.0.1 and for ::1: Linux gives such a socket both.
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
-    def __init__(self, certificate: Path | None = None, port: int = 0) -> None:
-        super().__init__(("", port), Handler)
+    def __init__(self, certificate: Path | None = None, port: int = 0, address: str = "") -> None:
+        super().__init__((address, port), Handler)
         self.seen: list[Seen] = []
         self.answers: dict[str, Answer] = {}
         self.hanging = threading.Event()
@@ -197,11 +197,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start_upstream() -> Iterator[Callable[..., Upstream]]:
-    """``start_upstream(certificate, port)`` starts one more upstream."""
+    """``start_upstream(certificate, port, address)`` starts one more upstream."""
     running: list[Upstream] = []
 
-    def start(certificate: Path | None = None, port: int = 0) -> Upstream:
-        running.append(Upstream(certificate, port))
+    def start(certificate: Path | None = None, port: int = 0, address: str = "") -> Upstream:
+        running.append(Upstream(certificate, port, address))
         return running[-1]
 
     yield start
