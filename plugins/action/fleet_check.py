@@ -14,7 +14,7 @@ from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet, hubs
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import SECRETS, Missing
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -55,6 +55,11 @@ class ActionModule(ActionBase):
             mine = {group for group in ("mirrors", "docker_hosts") if host in groups.get(group, ())}
             values[host] = reader.read(raw[host], {name for name in known if mine.intersection(fleet.read_on(name))})
         problems += slips + fleet.value_problems(groups, values, known)
+        first = {name: each["mirrors"][0] for name, each in fleet.data_centers(groups).items() if each["mirrors"]}
+        hub_values = {
+            name: reader.read(dict(variables["hostvars"].raw_get(host), hostvars=variables["hostvars"]), set(hubs.NAMES)) for name, host in first.items()
+        }
+        problems += hubs.problems(hub_values, {name for name, host in first.items() if host in wanted or wanted.intersection(groups["dc_" + name])})
 
         if warnings:
             result["warnings"] = warnings
@@ -62,7 +67,7 @@ class ActionModule(ActionBase):
             many = "is 1 problem" if len(problems) == 1 else f"are {len(problems)} problems"
             lines = "\n".join("- " + line for line in problems)
             return dict(result, failed=True, msg=f"There {many} in the inventory. Nothing was touched.\n{lines}")
-        return dict(result, changed=False, data_centers=fleet.data_centers(groups))
+        return dict(result, changed=False, data_centers=fleet.data_centers(groups, hubs.levels(hub_values)))
 
 
 class _Reader:

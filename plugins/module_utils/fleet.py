@@ -17,19 +17,22 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "mirror_upstreams": {"type": "raw"},  # read by upstreams.py, which says more
     "mirror_runtime": {"type": "str", "choices": ["package", "container"]},
     "mirror_name": {"type": "str"},
+    "mirror_address": {"type": "str"},
+    "mirror_parent": {"type": "str"},
     "mirror_images_archive": {"type": "path"},
     "mirror_ca_directory": {"type": "path"},
     "mirror_username": {"type": "str"},
     "mirror_password": {"type": "str"},
     "mirror_allow_unreachable_upstreams": {"type": "bool"},
     "mirror_min_free_bytes": {"type": "int"},
+    "mirror_change_alone": {"type": "bool"},
     "mirror_serial": {"type": "raw"},
     "mirror_max_fail_percentage": {"type": "int"},
     "docker_host_serial": {"type": "raw"},
     "docker_host_max_fail_percentage": {"type": "int"},
 }
 # Mirror hosts and docker hosts must agree on these, or the ones look for what the others do not offer.
-SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_edge_tls", "mirror_ca_directory")
+SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_parent", "mirror_edge_tls", "mirror_ca_directory")
 # A port on every mirror host that is no upstream's.
 STATS_BIND = "haproxy_front_stats_bind"
 # Both have a directory for each upstream in them, and a coalescer empties its own.
@@ -45,10 +48,11 @@ Values = Mapping[str, Mapping[str, object]]
 
 
 class DataCenter(TypedDict):
-    """Both lists are in the inventory's order. The first mirror host fills from the WAN."""
+    """Both lists are in the inventory's order. The first mirror host fills from the WAN. `level`: how many hubs are above it."""
 
     mirrors: list[str]
     docker_hosts: list[str]
+    level: int
 
 
 class Report:
@@ -92,13 +96,14 @@ def read_on(name: str) -> tuple[str, ...]:
     return ("docker_hosts",) if name.startswith("docker_mirror_") else ("mirrors",)
 
 
-def data_centers(groups: Groups) -> dict[str, DataCenter]:
-    """The data centers by name, which is that of the group without dc_."""
+def data_centers(groups: Groups, levels: Mapping[str, int] | None = None) -> dict[str, DataCenter]:
+    """The data centers by name, which is that of the group without dc_. levels: as hubs.levels gives them."""
     mirrors, docker_hosts = set(groups.get("mirrors", ())), set(groups.get("docker_hosts", ()))
     return {
         name[len("dc_"):]: {
             "mirrors": [host for host in hosts if host in mirrors],
             "docker_hosts": [host for host in hosts if host in docker_hosts],
+            "level": (levels or {}).get(name[len("dc_"):], 0),
         }
         for name, hosts in sorted(groups.items()) if name.startswith("dc_")
     }

@@ -18,6 +18,8 @@ description:
   - "The variables are checked for the hosts of the play, so with C(--limit) for those: C(mirror_upstreams) is there, complete, and the same
     all over a data center; no two upstreams, nor anything else, want one port; every credential has a value; values have the types and
     choices of the roles' argument specifications; no variable has a name that looks like a slip for a known one."
+  - "The hubs (C(mirror_parent)) are checked for the data centers of the play: each is a data center with a mirror host, they make no circle,
+    and the hub has the same upstreams at the same ports."
   - Every problem is listed, with the host or group, the variable, the value and what to write instead. Passwords are never shown.
 notes:
   - "Use it in a play with C(hosts: all). A play of C(mirrors:docker_hosts) is skipped when it finds neither, and says nothing."
@@ -45,11 +47,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 data_centers:
-  description: The data centers by name, which is that of the group without C(dc_). Hosts are in the inventory's order.
+  description:
+    - The data centers by name, which is that of the group without C(dc_). Hosts are in the inventory's order.
+    - C(level) is the number of hubs above a data center.
   returned: success
   type: dict
   sample:
     zagreb:
       mirrors: [mirror1.zagreb.example.com, mirror2.zagreb.example.com]
       docker_hosts: [app1.zagreb.example.com]
+      level: 0
 """

@@ -102,9 +102,17 @@ def fleet_(tmp_path: Path) -> Fleet:
 def test_a_right_inventory_passes_and_the_data_centers_are_known(fleet_: Fleet) -> None:
     fleet_.accepted()
     assert fleet_.data_centers == {
-        "zagreb": {"mirrors": ["m1.zagreb", "m2.zagreb"], "docker_hosts": ["d1.zagreb", "d2.zagreb"]},
-        "lima": {"mirrors": ["m1.lima"], "docker_hosts": ["d1.lima"]},
+        "zagreb": {"mirrors": ["m1.zagreb", "m2.zagreb"], "docker_hosts": ["d1.zagreb", "d2.zagreb"], "level": 0},
+        "lima": {"mirrors": ["m1.lima"], "docker_hosts": ["d1.lima"], "level": 0},
     }
+
+
+def test_a_data_center_knows_how_many_hubs_are_above_it(fleet_: Fleet) -> None:
+    fleet_.groups["mirrors"].append("m1.oslo")
+    fleet_.groups["dc_oslo"] = ["m1.oslo"]
+    fleet_.vars.update(dc_lima={"mirror_parent": "dc_zagreb"}, dc_oslo={"mirror_parent": "dc_lima"})
+    fleet_.accepted("--limit", "dc_oslo")
+    assert {name: each["level"] for name, each in fleet_.data_centers.items()} == {"zagreb": 0, "lima": 1, "oslo": 2}
 
 
 def test_check_mode_finds_the_same(fleet_: Fleet) -> None:
@@ -304,7 +312,58 @@ def value_of_a_role(fleet_: Fleet) -> tuple[str, ...]:
     )
 
 
+def hub_that_is_none(fleet_: Fleet) -> str:
+    fleet_.vars["dc_lima"] = {"mirror_parent": "zagreb"}
+    return "group dc_lima: mirror_parent: 'zagreb': is no data center with a mirror host. Write dc_zagreb."
+
+
+def hub_of_itself(fleet_: Fleet) -> str:
+    fleet_.vars["dc_lima"] = {"mirror_parent": "dc_lima"}
+    return "group dc_lima: mirror_parent: 'dc_lima': is this data center itself. Write another one, or leave it out where the upstreams are asked."
+
+
+def hubs_in_a_circle(fleet_: Fleet) -> tuple[str, ...]:
+    fleet_.vars.update(dc_lima={"mirror_parent": "dc_zagreb"}, dc_zagreb={"mirror_parent": "dc_lima"})
+    end = "Leave mirror_parent out where the upstreams are to be asked."
+    return (
+        f"group dc_lima: mirror_parent: 'dc_zagreb': there is a circle: dc_lima asks dc_zagreb asks dc_lima. {end}",
+        f"group dc_zagreb: mirror_parent: 'dc_lima': there is a circle: dc_zagreb asks dc_lima asks dc_zagreb. {end}",
+    )
+
+
+def hub_in_one_host_only(fleet_: Fleet) -> str:
+    fleet_.vars["m2.zagreb"] = {"mirror_parent": "dc_lima"}
+    return (
+        "group dc_zagreb: mirror_parent: differs between hosts m1.zagreb and m2.zagreb (empty and 'dc_lima'). "
+        "Set it in group_vars of dc_zagreb or of all, and not closer to a host."
+    )
+
+
+def hub_at_other_ports(fleet_: Fleet) -> str:
+    fleet_.vars.update(dc_zagreb={"mirror_upstreams": fleet_.all.pop("mirror_upstreams")},
+                       dc_lima={"mirror_parent": "dc_zagreb", "mirror_upstreams": [CENTRAL, {**HUB, "port": 5002}]})
+    return "group dc_lima: mirror_upstreams: upstream 'dockerhub': port: 5002: is 5001 in its hub dc_zagreb. Write the same port."
+
+
+def hub_of_other_upstreams(fleet_: Fleet) -> str:
+    fleet_.vars.update(dc_zagreb={"mirror_upstreams": fleet_.all.pop("mirror_upstreams")},
+                       dc_lima={"mirror_parent": "dc_zagreb", "mirror_upstreams": [{**CENTRAL, "name": "other"}]})
+    return "group dc_lima: mirror_parent: 'dc_zagreb': has none of the upstreams other. Write them there too, or leave it out."
+
+
+def hub_with_another_login(fleet_: Fleet) -> tuple[str, ...]:
+    fleet_.vars.update(
+        dc_lima={"mirror_parent": "dc_zagreb", "mirror_password": "other"},
+        dc_zagreb={"mirror_edge_htpasswd": "a:b", "mirror_username": "a", "mirror_password": PASSWORD},
+    )
+    return (
+        "group dc_lima: mirror_username: is missing, and needed at the hub dc_zagreb, which asks for a login. Write the same.",
+        "group dc_lima: mirror_password: is not that of the hub dc_zagreb, which asks for a login. Write the same.",
+    )
+
+
 @pytest.mark.parametrize("spoil", [
+    hub_that_is_none, hub_of_itself, hubs_in_a_circle, hub_in_one_host_only, hub_at_other_ports, hub_of_other_upstreams, hub_with_another_login,
     no_mirrors, no_mirrors_at_all, in_two_data_centers, in_no_data_center, one_port, one_name, derived_port, port_of_the_statistics,
     a_login_that_the_playbooks_lack,
     a_coalescer_where_the_caches_are,

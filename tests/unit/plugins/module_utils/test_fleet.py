@@ -56,7 +56,7 @@ def test_a_long_list_of_hosts_is_cut() -> None:
 
 def test_hosts_of_a_data_center_stay_in_the_inventory_s_order() -> None:
     groups = {"mirrors": ["b", "a"], "docker_hosts": ["d"], "dc_x": ["d", "a", "b"]}
-    assert fleet.data_centers(groups) == {"x": {"mirrors": ["a", "b"], "docker_hosts": ["d"]}}
+    assert fleet.data_centers(groups) == {"x": {"mirrors": ["a", "b"], "docker_hosts": ["d"], "level": 0}}
 
 
 @pytest.mark.parametrize(("name", "meant"), [
