@@ -6,7 +6,8 @@
 usage: .venv/bench/bin/python benchmarks/pull.py [--quick] [--only SCENARIO …] [--output DIR]        (as root; `make bench` for all)
 
 It runs a central registry, a WAN of 100 Mbit/s and each set-up with the real programs, in network namespaces of its own, and
-stops and removes all of it at its end, also on Ctrl-C. All takes about twelve minutes, --quick two. A run of everything writes
+stops and removes all of it at its end, also on Ctrl-C. What a benchmark left that was killed, the next one removes. --only takes the
+beginnings of names: `--only warm cold-50`. All takes about twelve minutes, --quick two. A run of everything writes
 benchmarks/results; another one only where --output says. benchmarks/README.md says what the columns mean.
 """
 
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
@@ -27,19 +30,44 @@ from typing import Any
 import report
 from images import families
 from programs import BenchmarkError
-from scenarios import WARM, Bench, plan
+from scenarios import WARM_SCENARIOS, Bench, plan
 from setups import SETUPS, Central, Place, check_machine
-from wan import Wan
+from wan import PREFIX, Wan, clear
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MEGABITS = 100
 ROUND_TRIP = 0.08
+# Not /tmp, which can be memory.
+WORK = Path("/var/tmp")
+LOCK = Path("/run/mirrorfleet-bench.lock")
+
+
+def alone() -> int:
+    """The lock that makes this the only benchmark, so what carries its name and is there already was left by one that was killed."""
+    lock = os.open(LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BenchmarkError("another benchmark runs on this machine: wait for its end") from None
+    clear()
+    for left in WORK.glob(f"{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return lock
+
+
+def chosen(only: list[str], names: list[str]) -> list[str]:
+    """The scenarios that are asked for by the beginnings of their names; all when nothing is."""
+    for each in only:
+        if not any(name.startswith(each) for name in names):
+            raise BenchmarkError(f"--only {each}: there is no such scenario; choose of {', '.join(names)}, or a beginning of them")
+    return [name for name in names if not only or name.startswith(tuple(only))]
 
 
 def measure(quick: bool, only: list[str]) -> Bench:
     scenarios = plan(quick)
-    steps = [step for name, wanted in scenarios.items() if not only or name in only for step in wanted]
-    warm = [name for name in WARM if not only or name in only]
+    names = chosen(only, [*scenarios, *WARM_SCENARIOS])
+    steps = [step for name, wanted in scenarios.items() if name in names for step in wanted]
+    warm = [name for name in WARM_SCENARIOS if name in names]
     image = "mini" if quick else "big"
     began = time.monotonic()
 
@@ -47,8 +75,7 @@ def measure(quick: bool, only: list[str]) -> Bench:
         print(f"{time.monotonic() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
-        # Not /tmp, which can be memory.
-        directory = Path(tempfile.mkdtemp(prefix="mirrorfleet-bench-", dir="/var/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=WORK))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         directory.chmod(0o755)
         wan = stack.enter_context(Wan(directory, MEGABITS))
@@ -65,7 +92,7 @@ def measure(quick: bool, only: list[str]) -> Bench:
             with bench.going_on(f"{step[0]}, {step[1]}"):
                 bench.cold(*step)
         for what in warm:
-            bench.warm(image, 0.5 if quick else 1.0, what)
+            bench.warm(image, 0.3 if quick else 1.0, what)
         return bench
 
 
@@ -117,13 +144,16 @@ def stop(_number: int, _frame: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small images, fewer set-ups")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SCENARIO", choices=[*plan(False), *WARM], help=f"of {', '.join((*plan(False), *WARM))}")
+    scenarios = ", ".join((*plan(False), *WARM_SCENARIOS))
+    parser.add_argument("--only", nargs="+", default=[], metavar="SCENARIO", help=f"of {scenarios}; a beginning stands for all that have it")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write latest.json and cold.svg there")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
         check_machine()
+        chosen(options.only, [*plan(options.quick), *WARM_SCENARIOS])
+        alone()
         machine = report.machine()
         bench = measure(options.quick, options.only)
     except BenchmarkError as error:

@@ -12,6 +12,7 @@ import datetime
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,11 @@ def warm_table(rows: Sequence[Warm]) -> str:
 Goal = tuple[str, str, str, bool]
 
 
+def times(one: Warm, other: Warm) -> float:
+    """How many times as fast: the median of what each round says. Both asked for the same, so requests are as good as bytes."""
+    return statistics.median(mine / theirs for mine, theirs in zip(one.requests_per_second_each, other.requests_per_second_each))
+
+
 def goals(cold: Sequence[Cold], warm: Sequence[Warm]) -> list[Goal]:
     """What the mirror must reach, where it was measured: measure, goal, seen, whether it is met."""
     found: list[Goal] = []
@@ -109,11 +115,11 @@ def goals(cold: Sequence[Cold], warm: Sequence[Warm]) -> list[Goal]:
     def least(measure: str, limit: float, seen: float) -> None:
         found.append((measure, f">= {limit:g}", f"{seen:.2f}", seen >= limit))
 
-    for row in (each for each in cold if each.setup == "ours" and not each.skipped):
-        most(f"{row.scenario}: WAN amplification", 1.01, row.amplification)
+    for row in (each for each in cold if each.setup.startswith("ours") and not each.skipped):
+        most(f"{row.scenario}: WAN amplification", 1.01 if row.setup == "ours" else 1.02, row.amplification)
         most(f"{row.scenario}: failed pulls", 0, row.failures)
         # They are set for the big image: with a small one the clients' own start counts.
-        if row.clients == 50 and not row.over and row.distinct_bytes > BIG:
+        if row.setup == "ours" and row.clients == 50 and not row.over and row.distinct_bytes > BIG:
             if row.times_direct is not None:
                 most(f"{row.scenario}: last client against one direct client", 1.03, row.times_direct)
             most(f"{row.scenario}: longest wait for a byte", 1, row.longest_wait, " s")
@@ -122,16 +128,16 @@ def goals(cold: Sequence[Cold], warm: Sequence[Warm]) -> list[Goal]:
     for clients in (1, 8):
         ours, alone, file = (seen.get(("blob", name, False, clients)) for name in ("ours", "classic", "file"))
         if ours and alone and file:
-            least(f"warm blob, {clients} clients: rate against a plain file", 0.9, ours.gigabytes_per_second / file.gigabytes_per_second)
-            least(f"warm blob, {clients} clients: rate against distribution alone", 2.5, ours.gigabytes_per_second / alone.gigabytes_per_second)
+            least(f"warm blob, {clients} clients: rate against a plain file", 0.9, times(ours, file))
+            least(f"warm blob, {clients} clients: rate against distribution alone", 2.5, times(ours, alone))
             most(f"warm blob, {clients} clients: CPU per GB against distribution alone", 0.3, ours.cpu_seconds_per_gb / alone.cpu_seconds_per_gb)
         ours, alone = (seen.get(("blob", name, True, clients)) for name in ("ours", "classic"))
         if ours and alone:
-            least(f"warm blob, {clients} clients, TLS: rate against distribution alone", 1, ours.gigabytes_per_second / alone.gigabytes_per_second)
+            least(f"warm blob, {clients} clients, TLS: rate against distribution alone", 1, times(ours, alone))
     for what in ("manifest by digest", "manifest by tag"):
         ours, alone = (seen.get((what, name, False, 8)) for name in ("ours", "classic"))
         if ours and alone:
-            least(f"warm {what}: requests a second against distribution alone", 1, ours.requests_per_second / alone.requests_per_second)
+            least(f"warm {what}: requests a second against distribution alone", 1, times(ours, alone))
     return found
 
 
