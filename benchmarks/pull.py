@@ -32,18 +32,19 @@ from images import families
 from programs import BenchmarkError
 from scenarios import WARM_SCENARIOS, Bench, plan
 from setups import SETUPS, Central, Place, check_machine
-from wan import PREFIX, Wan, clear
+from wan import CONGESTION, PREFIX, Wan, clear
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MEGABITS = 100
 ROUND_TRIP = 0.08
 # Not /tmp, which can be memory.
 WORK = Path("/var/tmp")
 LOCK = Path("/run/mirrorfleet-bench.lock")
+# A load that is not the benchmark's own.
+BUSY = 0.5
 
 
-def alone() -> int:
-    """The lock that makes this the only benchmark, so what carries its name and is there already was left by one that was killed."""
+def alone() -> None:
+    """Make this the only benchmark until it ends. What carries its name and is there already was left by one that was killed: it goes."""
     lock = os.open(LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,21 +53,19 @@ def alone() -> int:
     clear()
     for left in WORK.glob(f"{PREFIX}*"):
         shutil.rmtree(left, ignore_errors=True)
-    return lock
 
 
 def chosen(only: list[str], names: list[str]) -> list[str]:
-    """The scenarios that are asked for by the beginnings of their names; all when nothing is."""
+    """The scenarios that are asked for by their names, or by the beginnings of several; all when nothing is."""
     for each in only:
         if not any(name.startswith(each) for name in names):
             raise BenchmarkError(f"--only {each}: there is no such scenario; choose of {', '.join(names)}, or a beginning of them")
-    return [name for name in names if not only or name.startswith(tuple(only))]
+    # cold-1 is not cold-10.
+    return [name for name in names if not only or name in only or any(name.startswith(each) for each in only if each not in names)]
 
 
-def measure(quick: bool, only: list[str]) -> Bench:
-    scenarios = plan(quick)
-    names = chosen(only, [*scenarios, *WARM_SCENARIOS])
-    steps = [step for name, wanted in scenarios.items() if name in names for step in wanted]
+def measure(quick: bool, names: list[str]) -> Bench:
+    steps = [step for name, wanted in plan(quick).items() if name in names for step in wanted]
     warm = [name for name in WARM_SCENARIOS if name in names]
     image = "mini" if quick else "big"
     began = time.monotonic()
@@ -123,15 +122,16 @@ def write(bench: Bench, machine: dict[str, Any], found: list[report.Goal], direc
     directory.mkdir(parents=True, exist_ok=True)
     document = {
         "machine": machine,
-        "wan": {"megabits_per_second": MEGABITS, "far_round_trip_seconds": ROUND_TRIP},
+        "wan": {"megabits_per_second": MEGABITS, "far_round_trip_seconds": ROUND_TRIP, "congestion_control": CONGESTION},
         "cold": [dataclasses.asdict(row) for row in bench.cold_results],
         "warm": [dataclasses.asdict(row) for row in bench.warm_results],
         "not_measured": bench.failures,
         "goals": [dict(zip(("measure", "goal", "seen", "met"), each)) for each in found],
     }
     (directory / "latest.json").write_text(json.dumps(document, indent=2) + "\n")
-    why = report.plot(bench.cold_results, directory / "cold.svg")
-    print(f"\n{directory / 'latest.json'}{'; no plot: ' + why if why else ' and cold.svg'}")
+    print()
+    for line in report.draw(directory):
+        print(line)
 
 
 def stop(_number: int, _frame: object) -> None:
@@ -152,10 +152,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         check_machine()
-        chosen(options.only, [*plan(options.quick), *WARM_SCENARIOS])
+        names = chosen(options.only, [*plan(options.quick), *WARM_SCENARIOS])
         alone()
         machine = report.machine()
-        bench = measure(options.quick, options.only)
+        if machine["load_before"] > BUSY:
+            print(f"benchmark: the load is {machine['load_before']:.1f}: something else takes of what is measured", file=sys.stderr)
+        print(f"benchmark: {', '.join(names)}", file=sys.stderr)
+        bench = measure(options.quick, names)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -163,7 +166,7 @@ def main() -> int:
         print("benchmark: interrupted; everything that it started is stopped", file=sys.stderr)
         return 130
     found = show(bench)
-    output = options.output or (None if options.quick or options.only else RESULTS)
+    output = options.output or (None if options.quick or options.only else report.RESULTS)
     if output:
         write(bench, machine, found, output)
     return 1 if bench.failures else 0

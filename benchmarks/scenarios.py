@@ -66,7 +66,7 @@ class Warm:
     cpu_seconds_per_gb: float
     cpu_seconds_per_1000: float
     # Round by round, for comparisons within one.
-    requests_per_second_each: list[float]
+    requests_per_second_each: list[float] = field(default_factory=list)
 
 
 class Watch:

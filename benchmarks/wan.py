@@ -31,8 +31,8 @@ ROUTER_ADDRESS = f"{LAN}.1"
 # All namespaces of the benchmark begin with this, and nobody else's.
 PREFIX = "mirrorfleet-bench-"
 
-# Linux's own choice, whatever the machine has as its default. BBR paces what it sends by a clock: on loopback that is four times slower
-# than what nginx's sendfile can do, and it hides every difference between programs that are faster.
+# Linux's own choice, whatever the machine has as its default: with BBR nginx sends over loopback at a quarter of the rate and no faster
+# than distribution, which hides what is to be compared (README.md, "Warm").
 CONGESTION = "cubic"
 
 # Ethernet, IPv4 and TCP with timestamps: what a packet on the link has beside its payload.
