@@ -6,7 +6,8 @@
 usage: .venv/bench/bin/python benchmarks/pull.py [--quick] [--only SCENARIO …] [--output DIR]        (as root; `make bench` for all)
 
 It runs a central registry, a WAN of 100 Mbit/s and each set-up with the real programs, in network namespaces of its own, and
-stops and removes all of it at its end, also on Ctrl-C. All takes about twelve minutes, --quick two. A run of everything writes
+stops and removes all of it at its end, also on Ctrl-C. What a benchmark left that was killed, the next one removes. --only takes the
+beginnings of names: `--only warm cold-50`. All takes about twelve minutes, --quick two. A run of everything writes
 benchmarks/results; another one only where --output says. benchmarks/README.md says what the columns mean.
 """
 
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
@@ -27,19 +30,43 @@ from typing import Any
 import report
 from images import families
 from programs import BenchmarkError
-from scenarios import WARM, Bench, plan
+from scenarios import WARM_SCENARIOS, Bench, plan
 from setups import SETUPS, Central, Place, check_machine
-from wan import Wan
+from wan import CONGESTION, PREFIX, Wan, clear
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MEGABITS = 100
 ROUND_TRIP = 0.08
+# Not /tmp, which can be memory.
+WORK = Path("/var/tmp")
+LOCK = Path("/run/mirrorfleet-bench.lock")
+# A load that is not the benchmark's own.
+BUSY = 0.5
 
 
-def measure(quick: bool, only: list[str]) -> Bench:
-    scenarios = plan(quick)
-    steps = [step for name, wanted in scenarios.items() if not only or name in only for step in wanted]
-    warm = [name for name in WARM if not only or name in only]
+def alone() -> None:
+    """Make this the only benchmark until it ends. What carries its name and is there already was left by one that was killed: it goes."""
+    lock = os.open(LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BenchmarkError("another benchmark runs on this machine: wait for its end") from None
+    clear()
+    for left in WORK.glob(f"{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def chosen(only: list[str], names: list[str]) -> list[str]:
+    """The scenarios that are asked for by their names, or by the beginnings of several; all when nothing is."""
+    for each in only:
+        if not any(name.startswith(each) for name in names):
+            raise BenchmarkError(f"--only {each}: there is no such scenario; choose of {', '.join(names)}, or a beginning of them")
+    # cold-1 is not cold-10.
+    return [name for name in names if not only or name in only or any(name.startswith(each) for each in only if each not in names)]
+
+
+def measure(quick: bool, names: list[str]) -> Bench:
+    steps = [step for name, wanted in plan(quick).items() if name in names for step in wanted]
+    warm = [name for name in WARM_SCENARIOS if name in names]
     image = "mini" if quick else "big"
     began = time.monotonic()
 
@@ -47,8 +74,7 @@ def measure(quick: bool, only: list[str]) -> Bench:
         print(f"{time.monotonic() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
-        # Not /tmp, which can be memory.
-        directory = Path(tempfile.mkdtemp(prefix="mirrorfleet-bench-", dir="/var/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=WORK))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         directory.chmod(0o755)
         wan = stack.enter_context(Wan(directory, MEGABITS))
@@ -65,7 +91,7 @@ def measure(quick: bool, only: list[str]) -> Bench:
             with bench.going_on(f"{step[0]}, {step[1]}"):
                 bench.cold(*step)
         for what in warm:
-            bench.warm(image, 0.5 if quick else 1.0, what)
+            bench.warm(image, 0.3 if quick else 1.0, what)
         return bench
 
 
@@ -96,15 +122,16 @@ def write(bench: Bench, machine: dict[str, Any], found: list[report.Goal], direc
     directory.mkdir(parents=True, exist_ok=True)
     document = {
         "machine": machine,
-        "wan": {"megabits_per_second": MEGABITS, "far_round_trip_seconds": ROUND_TRIP},
+        "wan": {"megabits_per_second": MEGABITS, "far_round_trip_seconds": ROUND_TRIP, "congestion_control": CONGESTION},
         "cold": [dataclasses.asdict(row) for row in bench.cold_results],
         "warm": [dataclasses.asdict(row) for row in bench.warm_results],
         "not_measured": bench.failures,
         "goals": [dict(zip(("measure", "goal", "seen", "met"), each)) for each in found],
     }
     (directory / "latest.json").write_text(json.dumps(document, indent=2) + "\n")
-    why = report.plot(bench.cold_results, directory / "cold.svg")
-    print(f"\n{directory / 'latest.json'}{'; no plot: ' + why if why else ' and cold.svg'}")
+    print()
+    for line in report.draw(directory):
+        print(line)
 
 
 def stop(_number: int, _frame: object) -> None:
@@ -117,15 +144,21 @@ def stop(_number: int, _frame: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small images, fewer set-ups")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SCENARIO", choices=[*plan(False), *WARM], help=f"of {', '.join((*plan(False), *WARM))}")
+    scenarios = ", ".join((*plan(False), *WARM_SCENARIOS))
+    parser.add_argument("--only", nargs="+", default=[], metavar="SCENARIO", help=f"of {scenarios}; a beginning stands for all that have it")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write latest.json and cold.svg there")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
         check_machine()
+        names = chosen(options.only, [*plan(options.quick), *WARM_SCENARIOS])
+        alone()
         machine = report.machine()
-        bench = measure(options.quick, options.only)
+        if machine["load_before"] > BUSY:
+            print(f"benchmark: the load is {machine['load_before']:.1f}: something else takes of what is measured", file=sys.stderr)
+        print(f"benchmark: {', '.join(names)}", file=sys.stderr)
+        bench = measure(options.quick, names)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -133,7 +166,7 @@ def main() -> int:
         print("benchmark: interrupted; everything that it started is stopped", file=sys.stderr)
         return 130
     found = show(bench)
-    output = options.output or (None if options.quick or options.only else RESULTS)
+    output = options.output or (None if options.quick or options.only else report.RESULTS)
     if output:
         write(bench, machine, found, output)
     return 1 if bench.failures else 0

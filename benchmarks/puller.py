@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pulls images as docker hosts do, many at once; every byte is verified and none is kept.
 
-usage: puller.py URL IMAGE … [--clients N] [--over SECONDS] [--user NAME:PASSWORD]
+usage: puller.py URL[,URL…] IMAGE … [--clients N] [--over SECONDS] [--user NAME:PASSWORD]
 
-URL is https://HOST:PORT[/PREFIX], what stands before /v2/; no certificate is verified. Client number n pulls image number n,
-and from the first again when there are more clients than images. A client is a process of its own. It does what Docker
+URL is https://HOST:PORT[/PREFIX], what stands before /v2/; no certificate is verified. Client number n pulls image number n
+from URL number n, and from the first again when there are more clients than images or URLs. A client is a process of its own. It does what Docker
 does from 20.10 on: asks for /v2/, for the tag (HEAD), for the manifest by its digest, and for three blobs at a time. What
 breaks off is tried again after 5, 10, 15 and 20 seconds, from the byte where it broke.
 """
@@ -235,14 +235,14 @@ def client(url: str, user: str, image: str, begin: float, results: multiprocessi
     results.put(registry.report)
 
 
-def pull_all(url: str, user: str, images: list[str], clients: int, over: float) -> dict[str, Any]:
+def pull_all(urls: list[str], user: str, images: list[str], clients: int, over: float) -> dict[str, Any]:
     """What all clients saw together; ``seconds`` from the first one's start to the last one's end."""
     results: multiprocessing.Queue[Report] = multiprocessing.Queue()
     # Long enough for every process to be there.
     start = time.monotonic() + 0.2 + 0.01 * clients
     begins = [start + over * number / max(1, clients - 1) for number in range(clients)]
     processes = [
-        multiprocessing.Process(target=client, args=(url, user, images[number % len(images)], begin, results), daemon=True)
+        multiprocessing.Process(target=client, args=(urls[number % len(urls)], user, images[number % len(images)], begin, results), daemon=True)
         for number, begin in enumerate(begins)
     ]
     for process in processes:
@@ -269,13 +269,13 @@ def pull_all(url: str, user: str, images: list[str], clients: int, over: float) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", metavar="URL")
+    parser.add_argument("urls", metavar="URL[,URL…]")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--over", type=float, default=0.0, metavar="SECONDS", help="clients arrive spread over so many seconds")
     parser.add_argument("--user", default="", metavar="NAME:PASSWORD")
     options = parser.parse_args()
-    print(json.dumps(pull_all(options.url.rstrip("/"), options.user, options.images, options.clients, options.over)))
+    print(json.dumps(pull_all(options.urls.split(","), options.user, options.images, options.clients, options.over)))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Rendered:
             path.write_text(each["content"])
 
     def command(self, instance: str = "") -> list[str]:
-        """The command of the role's unit (systemd.service(5), "Command lines"), with the variables of its EnvironmentFile."""
+        """The command of the role's unit (systemd.service(5), "Command lines"), with its Environment and the variables of its EnvironmentFile."""
         unit, = (each["content"] for each in self.files if each["path"].endswith(".service"))
         unit = unit.replace("\\\n", " ").replace("%i", instance)
         values: dict[str, str] = {}
@@ -57,7 +57,9 @@ class Rendered:
         command = re.search(r"(?m)^ExecStart=(.+)$", unit)
         if command is None:
             raise BenchmarkError("a role's unit has no ExecStart")
-        return [re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], word).replace("$$", "$") for word in shlex.split(command[1])]
+        environment = [each for line in re.findall(r"(?m)^Environment=(.+)$", unit) for each in shlex.split(line)]
+        words = [re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], word).replace("$$", "$") for word in shlex.split(command[1])]
+        return ["env", *environment, *words]
 
 
 def render(directory: Path, roles: Sequence[str], variables: Mapping[str, Any]) -> dict[str, Rendered]:

@@ -9,9 +9,10 @@ Imported by the benchmark; it is no command.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,10 @@ from typing import Any, Callable, Iterator
 
 from images import MANIFEST, MEGA, TAG, Family
 from programs import BenchmarkError, anonymous_bytes, cpu_seconds, run, until
-from setups import SETUPS, Central, Direct, Place, PlainFile, Setup, blob_of
+from setups import SETUPS, WARM, Central, Direct, Place, PlainFile, Setup, blob_of
 
-# The best of so many counts: what else runs on the machine only takes away.
-WARM_TIMES = 3
+# The set-ups take turns so often: what else runs on the machine takes from all of them, and a set-up's share of it is the median.
+ROUNDS = 5
 HERE = Path(__file__).resolve().parent
 
 
@@ -64,6 +65,8 @@ class Warm:
     gigabytes_per_second: float
     cpu_seconds_per_gb: float
     cpu_seconds_per_1000: float
+    # Round by round, for comparisons within one.
+    requests_per_second_each: list[float] = field(default_factory=list)
 
 
 class Watch:
@@ -123,7 +126,7 @@ class Bench:
         """What puller.py reports."""
         images = [setup.repository(each) for each in references]
         options = ["--clients", str(clients), "--over", str(over), "--user", setup.user]
-        return dict(json.loads(self._inside("puller.py", setup.url, *images, *options)))
+        return dict(json.loads(self._inside("puller.py", ",".join(setup.urls), *images, *options)))
 
     def repeat(self, url: str, clients: int, seconds: float) -> dict[str, float]:
         """What repeater.py reports."""
@@ -174,15 +177,19 @@ class Bench:
 
     def warm(self, image: str, seconds: float, what: str) -> None:
         """``what``: blobs, at one and at eight clients, without and with TLS; or manifests, by digest and by tag."""
-        kinds: list[type[Setup]] = [*SETUPS.values(), PlainFile]
-        for kind in kinds:
-            for tls in (False, True) if what == "blobs" else (False,):
-                # Drayage leaves TLS to others; nobody but a registry has manifests.
-                if kind is Direct or kind.missing() or (tls and kind.name == "drayage") or (what == "manifests" and kind is PlainFile):
-                    continue
-                with self.going_on(f"warm {what}, {kind.name}{', TLS' if tls else ''}"), kind(self.place, tls=tls) as setup:
-                    self._fill(setup, image)
-                    self._blobs(setup, image, seconds) if what == "blobs" else self._manifests(setup, image, seconds)
+        for tls in (False, True) if what == "warm-blobs" else (False,):
+            with ExitStack() as stack:
+                setups: list[Setup] = []
+                for kind in WARM:
+                    # Drayage leaves TLS to others; nobody but a registry has manifests.
+                    if kind.missing() or (tls and kind.name == "drayage") or (what == "warm-manifests" and kind is PlainFile):
+                        continue
+                    with self.going_on(f"{what}, {kind.name}{', TLS' if tls else ''}"):
+                        setup = stack.enter_context(kind(self.place, tls=tls))
+                        self._fill(setup, image)
+                        setups.append(setup)
+                with self.going_on(f"{what}{', TLS' if tls else ''}"):
+                    self._blobs(setups, image, seconds) if what == "warm-blobs" else self._manifests(setups, image, seconds)
 
     def _fill(self, setup: Setup, image: str) -> None:
         family = self.families[image]
@@ -200,32 +207,36 @@ class Bench:
         finally:
             self.place.wan.shape(self.place.wan.megabits)
 
-    def _blobs(self, setup: Setup, image: str, seconds: float) -> None:
+    def _blobs(self, setups: list[Setup], image: str, seconds: float) -> None:
         family = self.families[image]
         digest = max(family.blobs, key=lambda each: family.blobs[each])
-        url = f"{setup.url}/v2/{setup.repository(family.repositories[0])}/blobs/{digest}"
         for clients in (1, 8):
-            self._repeat("blob", setup, url, clients, seconds)
+            self._in_turn("blob", setups, family.repositories[0], f"blobs/{digest}", clients, seconds)
 
-    def _manifests(self, setup: Setup, image: str, seconds: float) -> None:
+    def _manifests(self, setups: list[Setup], image: str, seconds: float) -> None:
         repository, = self.families[image].repositories
         for what, target in (("manifest by digest", self.families[image].manifests[repository]), ("manifest by tag", TAG)):
-            self._repeat(what, setup, f"{setup.url}/v2/{setup.repository(repository)}/manifests/{target}", 8, seconds)
+            self._in_turn(what, setups, repository, f"manifests/{target}", 8, seconds)
 
-    def _repeat(self, what: str, setup: Setup, url: str, clients: int, seconds: float) -> None:
-        rows = []
-        for _time in range(WARM_TIMES):
-            with Watch(setup) as watch:
-                seen = self.repeat(url, clients, seconds)
-            gigabytes = seen["bytes"] / 1e9
-            rows.append(Warm(
-                what, setup.name, setup.tls, clients, seen["requests"] / seen["seconds"], gigabytes / seen["seconds"], watch.cpu / gigabytes,
-                watch.cpu / seen["requests"] * 1000,
-            ))
-        row = max(rows, key=lambda each: each.requests_per_second)
-        self.warm_results.append(row)
-        self.told(f"warm: {what}, {setup.name}{', TLS' if setup.tls else ''}, {clients} clients: "
-                  f"{row.requests_per_second:.0f} requests/s, {row.gigabytes_per_second:.2f} GB/s")
+    def _in_turn(self, what: str, setups: list[Setup], repository: str, target: str, clients: int, seconds: float) -> None:
+        seen: dict[str, list[tuple[dict[str, float], float]]] = {setup.name: [] for setup in setups}
+        for _round in range(ROUNDS):
+            for setup in setups:
+                with Watch(setup) as watch:
+                    counted = self.repeat(f"{setup.url}/v2/{setup.repository(repository)}/{target}", clients, seconds)
+                seen[setup.name].append((counted, watch.cpu))
+        for setup in setups:
+            counts = [counted for counted, _cpu in seen[setup.name]]
+            cpu = sum(cpu for _counted, cpu in seen[setup.name])
+            each = [counted["requests"] / counted["seconds"] for counted in counts]
+            row = Warm(
+                what, setup.name, setup.tls, clients, statistics.median(each),
+                statistics.median(counted["bytes"] / counted["seconds"] for counted in counts) / 1e9,
+                cpu / (sum(counted["bytes"] for counted in counts) / 1e9), cpu / sum(counted["requests"] for counted in counts) * 1000, each,
+            )
+            self.warm_results.append(row)
+            self.told(f"warm: {what}, {setup.name}{', TLS' if setup.tls else ''}, {clients} clients: "
+                      f"{row.requests_per_second:.0f} requests/s, {row.gigabytes_per_second:.2f} GB/s")
 
 
 def _together(pulls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -255,6 +266,9 @@ def plan(quick: bool) -> dict[str, list[Step]]:
             *(("shared-20", name, image, 20, False, 0, False) for name, image in (("classic", "shared-mini"), ("drayage", shared), ("ours", shared))),
             ("shared-serial", "ours", shared, 1, False, 0, True),
         ],
+        "mirrors-2": [("mirrors-2", "ours-2", big, 50, False, 0, False)],
+        "mirrors-3": [("mirrors-3", "ours-3", big, 50, False, 0, False)],
+        "redirect-50": [("redirect-50", "ours-redirect", big, 50, False, 0, False)],
     }
     if quick:
         slow = {("direct", 10), ("classic", 20), ("classic", 50)}
@@ -263,4 +277,4 @@ def plan(quick: bool) -> dict[str, list[Step]]:
     return steps
 
 
-WARM = ("blobs", "manifests")
+WARM_SCENARIOS = ("warm-blobs", "warm-manifests")

@@ -24,9 +24,9 @@ from wan import CENTRAL_ADDRESS, CENTRAL_PORT, RELAY_ADDRESS, RELAY_PORT, Wan
 
 PREFIX = "/artifactory/api/docker/docker-local"
 USER, PASSWORD = "dc-reader", "only-for-the-benchmark"
-# The mirror's ports follow from the first: cache, coalescer, rewrite front. They are free: the namespace is ours.
-PORT = 5000
-CACHE_PORT, FRONT_PORT = PORT + 10000, PORT + 13000
+# The central registry's other names: one that redirects blobs, and where it redirects to.
+HUB_PORT, STORAGE_PORT = 8445, 8446
+SIGNATURE = "of-the-benchmark"
 
 
 def own(directory: Path) -> None:
@@ -70,6 +70,9 @@ class Setup:
 
     name = ""
     about = ""
+    # Where clients ask; the ports of what stands behind follow from it. They are free: the namespace is ours. No two set-ups have the
+    # same, so that they can run side by side.
+    port = 0
 
     def __init__(self, place: Place, far: bool = False, tls: bool = False) -> None:
         self.place, self.far, self.tls = place, far, tls
@@ -79,7 +82,16 @@ class Setup:
     @property
     def url(self) -> str:
         """What stands before /v2/."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{PORT}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def urls(self) -> list[str]:
+        """The same, where clients are spread over several."""
+        return [self.url]
+
+    @property
+    def front_port(self) -> int:
+        return self.port + 13000
 
     @property
     def user(self) -> str:
@@ -152,6 +164,39 @@ class Central(Setup):
                     proxy_buffer_size 64k;
                     proxy_buffers 4 64k;
                 }}
+            }}
+            server {{
+                listen {HUB_PORT} ssl;
+                ssl_certificate {self.place.certificate};
+                ssl_certificate_key {self.place.key};
+                auth_basic "Artifactory Realm";
+                auth_basic_user_file {self.directory}/htpasswd;
+                location ~ "^{PREFIX}/v2/(?<blob>.+/blobs/sha256:[0-9a-f]+)$" {{
+                    return 307 https://{CENTRAL_ADDRESS}:{STORAGE_PORT}/$blob?signature={SIGNATURE};
+                }}
+                location {PREFIX}/v2/ {{
+                    proxy_pass http://127.0.0.1:5000/v2/;
+                }}
+            }}
+            server {{
+                listen {STORAGE_PORT} ssl;
+                ssl_certificate {self.place.certificate};
+                ssl_certificate_key {self.place.key};
+                # As object storage does: what is not signed is refused, and so is a credential beside the signature.
+                location / {{
+                    if ($arg_signature != {SIGNATURE}) {{
+                        return 403;
+                    }}
+                    if ($http_authorization) {{
+                        return 400;
+                    }}
+                    proxy_pass http://127.0.0.1:5000/v2/;
+                    proxy_http_version 1.1;
+                    proxy_set_header Connection "";
+                    proxy_buffering off;
+                    proxy_buffer_size 64k;
+                    proxy_buffers 4 64k;
+                }}
             }}"""))
         central = self.place.wan.central
         self.program("registry", distribution(self.store, "127.0.0.1:5000"), 5000, central)
@@ -186,6 +231,7 @@ class Direct(Setup):
 class Classic(Setup):
     name = "classic"
     about = "distribution in proxy mode alone, HAProxy adds path prefix and credential"
+    port = 5100
 
     @property
     def store(self) -> Path:
@@ -194,12 +240,13 @@ class Classic(Setup):
     def start(self) -> None:
         tls = {"tls": {"certificate": str(self.place.certificate), "key": str(self.place.key)}} if self.tls else {}
         rewrite(self)
-        self.program("distribution", distribution(self.store, f"127.0.0.1:{PORT}", tls, {"remoteurl": f"http://127.0.0.1:{FRONT_PORT}"}), PORT)
+        self.program("distribution", distribution(self.store, f"127.0.0.1:{self.port}", tls, {"remoteurl": f"http://127.0.0.1:{self.front_port}"}), self.port)
 
 
 class Drayage(Setup):
     name = "drayage"
     about = "drayage from PyPI, behind the classic set-up's HAProxy: it knows no path prefix"
+    port = 5200
 
     @classmethod
     def missing(cls) -> str:
@@ -216,45 +263,53 @@ class Drayage(Setup):
         binary = shutil.copy2(str(self._binary()), self.directory / "drayage")
         (self.directory / "cache").mkdir()
         (self.directory / "config.toml").write_text(f"""
-            listen = "127.0.0.1:{PORT}"
+            listen = "127.0.0.1:{self.port}"
             cache_dir = "{self.directory}/cache"
             read_timeout_secs = 3600
             [upstreams.central_example_test]
-            registry = "http://127.0.0.1:{FRONT_PORT}"
+            registry = "http://127.0.0.1:{self.front_port}"
         """)
         rewrite(self)
-        self.program("drayage", [str(binary), "serve", "--config", str(self.directory / "config.toml")], PORT)
+        self.program("drayage", [str(binary), "serve", "--config", str(self.directory / "config.toml")], self.port)
 
 
 class Ours(Setup):
     name = "ours"
     about = "edge, cache, coalescer and rewrite front, configured by the roles"
+    port = 5000
 
     ROLES = {"haproxy_front": "front", "fetch_coalescer": "coalescer", "pull_through_cache": "cache", "mirror_edge": "edge"}
-    PORTS = {"front": FRONT_PORT, "coalescer": PORT + 12000, "cache": CACHE_PORT, "edge": PORT}
 
     @property
-    def store(self) -> Path:
+    def store(self) -> Path | None:
         return self.directory / "store/central"
 
     def start(self) -> None:
-        name = f"rendered-{'far' if self.far else 'near'}-{'tls' if self.tls else 'plain'}"
+        self.mirror_host(self.directory, self.place.wan.datacenter)
+
+    def mirror_host(self, home: Path, namespace: str, prefix: str = "", variables: Mapping[str, Any] | None = None) -> None:
+        """Start the four programs. What they are called begins with ``prefix``."""
+        name = f"rendered-{self.name}-{home.name}-{'far' if self.far else 'near'}-{'tls' if self.tls else 'plain'}"
         if name not in self.place.rendered:
-            self.place.rendered[name] = render(self.place.directory / name, list(self.ROLES), self._variables())
-        (self.directory / "run").mkdir()
+            self.place.rendered[name] = render(self.place.directory / name, list(self.ROLES), {**self._variables(home), **(variables or {})})
+        (home / "run").mkdir(parents=True)
         roles = self.place.rendered[name]
         for role in roles.values():
-            role.write(self.directory)
+            role.write(home)
+        ports = {"front": self.front_port, "coalescer": self.port + 12000, "cache": self.port + 10000, "edge": self.port}
         for role_name, program in self.ROLES.items():
-            self.program(program, roles[role_name].command("central"), self.PORTS[program])
+            self.program(f"{prefix}{program}", roles[role_name].command("central"), ports[program], namespace)
 
-    def _variables(self) -> dict[str, Any]:
+    def upstream(self) -> dict[str, Any]:
+        """Where it is, as an operator writes it."""
+        return {"url": f"https://{self.place.origin(self.far)}"}
+
+    def _variables(self, home: Path) -> dict[str, Any]:
         """An operator's, and those that move what a role writes into the set-up's directory."""
-        home = self.directory
         return {
             "mirror_upstreams": [{
-                "name": "central", "url": f"https://{self.place.origin(self.far)}", "path_prefix": PREFIX, "username": USER, "password": PASSWORD,
-                "validate_certs": False, "port": PORT, "canary": "svc/app:1",
+                "name": "central", "path_prefix": PREFIX, "username": USER, "password": PASSWORD, "validate_certs": False, "port": self.port,
+                "canary": "svc/app:1", **self.upstream(),
             }],
             "mirror_runtime": "package",
             "mirror_edge_tls": "given" if self.tls else "none",
@@ -272,11 +327,54 @@ class Ours(Setup):
         }
 
 
+class OursRedirected(Ours):
+    name = "ours-redirect"
+    about = "ours, and the central registry redirects blobs to object storage, by a signed URL"
+
+    def upstream(self) -> dict[str, Any]:
+        return {"url": f"https://{CENTRAL_ADDRESS}:{HUB_PORT}", "redirect_hosts": [f"{CENTRAL_ADDRESS}:{STORAGE_PORT}"]}
+
+
+class OursTwice(Ours):
+    """Each mirror host has a network namespace of its own, and is asked by its share of the clients."""
+
+    name = "ours-2"
+    about = "ours on two mirror hosts; the second asks the first"
+    hosts = 2
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"http://{self.place.wan.host(number)[1]}:{self.port}" for number in range(1, self.hosts + 1)]
+
+    @property
+    def store(self) -> Path | None:
+        return None
+
+    def start(self) -> None:
+        sources: list[dict[str, Any]] = []
+        for number in range(1, self.hosts + 1):
+            namespace, address = self.place.wan.host(number)
+            name = f"mirror-{number}"
+            self.mirror_host(self.directory / name, namespace, f"{name}-", {"haproxy_front_sources": list(sources)})
+            # As playbooks/site.yml has it: a mirror host asks those that stand before it.
+            sources.append({
+                "name": name, "kind": "sibling", "address": address, "host": address, "tls": False, "ca_certificate": "", "login": False,
+                "upstreams": ["central"],
+            })
+
+
+class OursThrice(OursTwice):
+    name = "ours-3"
+    about = "ours on three mirror hosts; each asks those before it"
+    hosts = 3
+
+
 class PlainFile(Setup):
     """Only for warm blobs: they are added one by one."""
 
     name = "file"
     about = "nginx, and the blob is a plain file"
+    port = 5300
 
     def __init__(self, place: Place, far: bool = False, tls: bool = False) -> None:
         super().__init__(place, far, tls)
@@ -292,11 +390,11 @@ class PlainFile(Setup):
         certificate = f"ssl_certificate {self.place.certificate}; ssl_certificate_key {self.place.key};" if self.tls else ""
         (self.directory / "nginx.conf").write_text(nginx(self.directory, f"""
             server {{
-                listen 127.0.0.1:{PORT}{' ssl' if self.tls else ''};
+                listen 127.0.0.1:{self.port}{' ssl' if self.tls else ''};
                 {certificate}
                 root {self.root};
             }}"""))
-        self.program("nginx", ["nginx", "-e", "stderr", "-g", "daemon off;", "-c", str(self.directory / "nginx.conf")], PORT)
+        self.program("nginx", ["nginx", "-e", "stderr", "-g", "daemon off;", "-c", str(self.directory / "nginx.conf")], self.port)
 
 
 def distribution(store: Path, address: str, http: Mapping[str, Any] | None = None, proxy: Mapping[str, Any] | None = None) -> list[str]:
@@ -343,7 +441,7 @@ defaults
     timeout client 300s
     timeout server 300s
 frontend rewrite
-    bind 127.0.0.1:{FRONT_PORT}
+    bind 127.0.0.1:{setup.front_port}
     http-request set-path {PREFIX}%[path]
     http-request set-header Host {setup.place.origin(setup.far)}
     http-request set-header Authorization "Basic {credential}"
@@ -352,10 +450,12 @@ frontend rewrite
 backend central
     server central {setup.place.origin(setup.far)} ssl verify none
 """)
-    setup.program("haproxy", ["haproxy", "-W", "-db", "-f", str(setup.directory / "haproxy.cfg")], FRONT_PORT)
+    setup.program("haproxy", ["haproxy", "-W", "-db", "-f", str(setup.directory / "haproxy.cfg")], setup.front_port)
 
 
-SETUPS: dict[str, type[Setup]] = {each.name: each for each in (Direct, Classic, Drayage, Ours)}
+SETUPS: dict[str, type[Setup]] = {each.name: each for each in (Direct, Classic, Drayage, Ours, OursTwice, OursThrice, OursRedirected)}
+# Those that are asked for what they have, again and again.
+WARM: tuple[type[Setup], ...] = (Classic, Drayage, Ours, PlainFile)
 PROGRAMS = ("ansible-playbook", "docker-registry", "haproxy", "ip", "nginx", "openssl", "setpriv", "tc", "varnishd")
 
 
