@@ -124,13 +124,12 @@ class Wan:
 
 @dataclass
 class Mirror:
-    """A mirror host's four programs before a WAN, and the registry behind it."""
+    """A mirror host's four programs."""
 
     edge: mirror_edge.Edge
     front: haproxy_front.Front
     cache: Registry
-    hub: Registry
-    wan: Wan
+    coalescer: Path  # where its store is
 
     def ask(self, target: str) -> tuple[int, bytes, float]:
         began = time.monotonic()
@@ -145,36 +144,53 @@ class Mirror:
         return bool(self.front.figures("central")["healthy"])
 
 
-@pytest.fixture(scope="module")
-def mirror(render: Render, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+@contextlib.contextmanager
+def mirror_host(render: Render, base: Path, url: str, **variables: Any) -> Iterator[Mirror]:
+    """A mirror host of one upstream, `central`, with everything below `base`; `variables` are the roles'."""
     port, stats_port = upstream_port(), free_port()
-    hub = Registry(free_port(), free_port(), tmp_path_factory.mktemp("hub") / "store")
-    wan = Wan(hub.port)
-    front_directory = tmp_path_factory.mktemp("front")
     variables = {
-        "mirror_upstreams": [{"name": "central", "url": f"http://127.0.0.1:{wan.port}", "port": port, "canary": "svc/app:1"}],
-        "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}", "__haproxy_front_run": str(front_directory),
+        "mirror_upstreams": [{"name": "central", "url": url, "port": port, "canary": "svc/app:1"}],
+        "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}", "__haproxy_front_run": str(base / "front"),
         **variables_in(base), "pull_through_cache_storage": str(base / "store"),
         **mirror_edge.directories(base / "edge"), "mirror_edge_tls": "none", "mirror_edge_bind": "127.0.0.1",
+        **variables,
     }
     files = {role: render(role, variables)[0] for role in ("haproxy_front", "fetch_coalescer", "pull_through_cache", "mirror_edge")}
     cache = Registry(port + PORT_OFFSETS["cache"], port + PORT_OFFSETS["debug"], base / "store/central")
+    for name in ("front", "store", "edge"):
+        (base / name).mkdir()
     with contextlib.ExitStack() as running:
-        hub.start()
-        running.callback(hub.stop)
         ports = {"central": port + PORT_OFFSETS["front"]}
-        front = running.enter_context(haproxy_front.haproxy(files["haproxy_front"], front_directory, ports, stats_port))
+        front = running.enter_context(haproxy_front.haproxy(files["haproxy_front"], base / "front", ports, stats_port))
         running.enter_context(varnish(files["fetch_coalescer"], "central", base / "central"))
-        (base / "store").mkdir()
         cache.start(cache_configuration(files["pull_through_cache"], "central"))
         running.callback(cache.stop)
-        (base / "edge").mkdir()
         edge = mirror_edge.start_nginx(base / "edge", files["mirror_edge"], "127.0.0.1", {"central": port})
         running.callback(edge.process.wait, 10)
         running.callback(edge.process.send_signal, signal.SIGTERM)
         mirror_edge.listen(edge)
-        yield Mirror(edge, front, cache, hub, wan)
-        wan.mend()
+        yield Mirror(edge, front, cache, base / "central")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    hub = Registry(free_port(), free_port(), tmp_path_factory.mktemp("hub") / "store")
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture(scope="module")
+def wan(hub: Registry) -> Iterator[Wan]:
+    wan = Wan(hub.port)
+    yield wan
+    wan.mend()
+
+
+@pytest.fixture(scope="module")
+def mirror(render: Render, base: Path, wan: Wan) -> Iterator[Mirror]:
+    with mirror_host(render, base, f"http://127.0.0.1:{wan.port}") as running:
+        yield running
 
 
 def fresh_image() -> Image:
@@ -182,17 +198,17 @@ def fresh_image() -> Image:
 
 
 @pytest.mark.parametrize("way", ["refuses", "answers 503", "hangs", "is a black hole"])
-def test_the_upstream(mirror: Mirror, way: str) -> None:
+def test_the_upstream(mirror: Mirror, hub: Registry, wan: Wan, way: str) -> None:
     name = way.replace(" ", "-")
     cached, uncached = fresh_image(), fresh_image()
-    mirror.hub.push(f"svc/{name}", "cached", cached)
-    mirror.hub.push(f"svc/{name}", "uncached", uncached)
+    hub.push(f"svc/{name}", "cached", cached)
+    hub.push(f"svc/{name}", "uncached", uncached)
     until(mirror.in_reach)
     mirror.pull(f"svc/{name}:cached")
     mirror.cache.until_stored(cached.digest, *cached.blobs)
     blob = next(iter(cached.blobs))
 
-    mirror.wan.cut(way)
+    wan.cut(way)
     try:
         # Names of contents are never asked for over the WAN.
         for target, content in ((f"blobs/{blob}", cached.blobs[blob]), (f"manifests/{cached.digest}", cached.manifest)):
@@ -212,7 +228,7 @@ def test_the_upstream(mirror: Mirror, way: str) -> None:
         mirror.cache.start()
         assert mirror.pull(f"svc/{name}:cached")["digest"] == cached.digest
     finally:
-        mirror.wan.mend()
+        wan.mend()
     began = time.monotonic()
     until(lambda: mirror.ask(f"/v2/svc/{name}/manifests/uncached")[0] == 200, 20)
     print(f"{way}: healed after {time.monotonic() - began:.1f} s")
