@@ -96,7 +96,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nowhere": ({"virtual_address_interface": "wrong0"}, ["virtual_address_interface: 'wrong0': the host has no such interface", '"wrong0" does not exist']),
     "zero": ({"virtual_address_router_id": 0}, ["virtual_address_router_id: '0': write a number from 1 to 255"]),
     "large": ({"virtual_address_router_id": 256}, ["virtual_address_router_id: '256': write a number from 1 to 255"]),
-    "foreign": ({"virtual_address_peers": ["127.0.0.2", "127.0.0.3"]}, ["virtual_address_peers: 127.0.0.2, 127.0.0.3: none of them is this host's on lo (127.0.0.1)"]),
+    "foreign": ({"virtual_address_peers": ["127.0.0.2", "127.0.0.3"]}, ["127.0.0.2, 127.0.0.3: none of them is this host's on lo (127.0.0.1)"]),
     "named-peer": ({"virtual_address_peers": ["127.0.0.1", "mirror2"]}, ["virtual_address_peers: 'mirror2' is no address"]),
     "alone": ({"virtual_address_hosts": ["alone"]}, ["the data center has one mirror host, alone"]),
     "missing": ({"virtual_address_hosts": ["right", "alone"]}, ["virtual_address_hosts: missing is not among right, alone"]),
@@ -121,7 +121,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "hosts": "all", "gather_facts": False,
         "tasks": [{
             "block": [{"ansible.builtin.import_role": {"name": "mirrorfleet.registry.virtual_address", "tasks_from": "check"}}],
-            "rescue": [{"ansible.builtin.copy": {"content": "{{ ansible_failed_result.msg }}", "dest": f"{directory}/{{{{ inventory_hostname }}}}", "mode": "0600"}}],
+            "rescue": [{
+                "ansible.builtin.copy": {"content": "{{ ansible_failed_result.msg }}", "dest": f"{directory}/{{{{ inventory_hostname }}}}", "mode": "0600"},
+            }],
         }],
     }]))
     done = ansible("ansible-playbook", "--inventory", "inventory.json", "play.yml", directory=directory)
@@ -139,7 +141,8 @@ def test_what_is_wrong_is_said_before_anything_is_touched(said: dict[str, str], 
 
 def found(*own: str) -> dict[str, Any]:
     """What check.yml leaves: what `ip` says of the interface that has these addresses."""
-    return {"__virtual_address_found": {"stdout": json.dumps([{}, {"ifname": "lan0", "addr_info": [{"local": each, "prefixlen": 24} for each in own]}])}}
+    addresses = [{}, *({"local": each, "prefixlen": 24} for each in own)]
+    return {"__virtual_address_found": {"stdout": json.dumps([{}, {"ifname": "lan0", "addr_info": addresses}])}}
 
 
 def test_what_keepalived_is_told(render: Render) -> None:
