@@ -19,6 +19,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "mirror_name": {"type": "str"},
     "mirror_address": {"type": "str"},
     "mirror_parent": {"type": "str"},
+    "mirror_virtual_address": {"type": "str"},
     "mirror_images_archive": {"type": "path"},
     "mirror_ca_directory": {"type": "path"},
     "mirror_username": {"type": "str"},
@@ -32,7 +33,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "docker_host_max_fail_percentage": {"type": "int"},
 }
 # Mirror hosts and docker hosts must agree on these, or the ones look for what the others do not offer.
-SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_parent", "mirror_edge_tls", "mirror_ca_directory")
+SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_parent", "mirror_virtual_address", "mirror_edge_tls", "mirror_ca_directory")
 # A port on every mirror host that is no upstream's.
 STATS_BIND = "haproxy_front_stats_bind"
 # Both have a directory for each upstream in them, and a coalescer empties its own.
@@ -162,6 +163,9 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
         cache, coalescer = (PurePosixPath(str(variables.get(name, specs[name]["default"]))) for name in STORAGES)
         if cache == coalescer or cache in coalescer.parents or coalescer in cache.parents:
             report.add(f"fetch_coalescer_storage: '{coalescer}': a coalescer empties its directory, and the caches are in '{cache}'. Write another path.", host)
+        own = variables.get("mirror_name") in (None, *groups.get("mirrors", ()))
+        if variables.get("mirror_virtual_address") and own:
+            report.add("mirror_name: leads to one mirror host, and mirror_virtual_address to whichever is well. Write a name whose address that is.", host)
         if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
             report.add("mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, so that the playbooks can pull.", host)
     return report.lines() + _differences(groups, values, specs)

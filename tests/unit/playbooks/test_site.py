@@ -29,7 +29,7 @@ def turns(directory: Path, *arguments: str) -> tuple[list[set[str]], str]:
     assert len(plays) == 2
     for play in plays:
         play.update(connection="local", vars_files=[str(PLAYBOOKS / each) for each in play["vars_files"]])
-    plays[1].update(roles=[], post_tasks=[], tasks=[
+    plays[1].update(roles=[], post_tasks=[], pre_tasks=plays[1]["pre_tasks"][:1], tasks=[
         {"ansible.builtin.debug": {"msg": "turn of {{ inventory_hostname }} with {{ ansible_play_batch | sort | join(' ') }}"}},
         {"ansible.builtin.fail": {}, "when": "inventory_hostname == bad | default('')"},
     ])
@@ -47,6 +47,8 @@ def turns(directory: Path, *arguments: str) -> tuple[list[set[str]], str]:
     (["--limit", "dc_a"], [{"a1"}, {"a2"}, {"a3"}]),
     (["--limit", "a2,b1,d1"], [{"a2", "b1"}]),
     (["--limit", "d1"], []),
+    # A hub before those who ask it.
+    (["--extra-vars", '{"__fleet": {"data_centers": {"a": {"level": 1}, "b": {"level": 0}}}}'], [{"b1"}, {"b2"}, {"a1"}, {"a2"}, {"a3"}]),
     (["--extra-vars", "mirror_serial=1"], [{"a1"}, {"b1"}, {"a2"}, {"b2"}, {"a3"}]),
     (["--extra-vars", "mirror_serial=100%"], [{"a1", "a2", "a3", "b1", "b2"}]),
 ])

@@ -73,7 +73,8 @@ def data_center(render: Render, tmp_path_factory: pytest.TempPathFactory, certif
     sources = [{
         "name": host, "kind": "sibling", "address": address, "host": "localhost", "tls": tls, "ca_certificate": ca if tls else "",
         "login": tls and login, "upstreams": shared,
-    } for host, address in (("mirror-1", "127.0.0.2"), ("mirror-2", "127.0.0.3")) for shared, tls, login in ((["central"], True, True), (["hub"], True, False), (["plain"], False, False))]
+    } for host, address in (("mirror-1", "127.0.0.2"), ("mirror-2", "127.0.0.3"))
+        for shared, tls, login in ((["central"], True, True), (["hub"], True, False), (["plain"], False, False))]
     directory = tmp_path_factory.mktemp("front")
     files, = render("haproxy_front", {
         "mirror_upstreams": upstreams, "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}", "haproxy_front_resolve": "starting",

@@ -362,7 +362,13 @@ def hub_with_another_login(fleet_: Fleet) -> tuple[str, ...]:
     )
 
 
+def virtual_address_without_a_name(fleet_: Fleet) -> str:
+    fleet_.vars["dc_zagreb"] = {"mirror_virtual_address": "10.1.0.10/24"}
+    return "group dc_zagreb: mirror_name: leads to one mirror host, and mirror_virtual_address to whichever is well. Write a name whose address that is."
+
+
 @pytest.mark.parametrize("spoil", [
+    virtual_address_without_a_name,
     hub_that_is_none, hub_of_itself, hubs_in_a_circle, hub_in_one_host_only, hub_at_other_ports, hub_of_other_upstreams, hub_with_another_login,
     no_mirrors, no_mirrors_at_all, in_two_data_centers, in_no_data_center, one_port, one_name, derived_port, port_of_the_statistics,
     a_login_that_the_playbooks_lack,
