@@ -7,7 +7,7 @@ usage: .venv/bench/bin/python benchmarks/pull.py [--quick] [--only SCENARIO …]
 
 It runs a central registry, a WAN of 100 Mbit/s and each set-up with the real programs, in network namespaces of its own, and
 stops and removes all of it at its end, also on Ctrl-C. What a benchmark left that was killed, the next one removes. --only takes the
-beginnings of names: `--only warm cold-50`. All takes about twelve minutes, --quick two. A run of everything writes
+beginnings of names: `--only warm cold-50`. All takes about a quarter of an hour, --quick a few minutes. A run of everything writes
 benchmarks/results; another one only where --output says. benchmarks/README.md says what the columns mean.
 """
 
@@ -104,7 +104,7 @@ def show(bench: Bench) -> list[report.Goal]:
         print(report.warm_table(bench.warm_results))
     print()
     for kind in SETUPS.values():
-        print(f"{kind.name:8} {kind.about}{'; SKIPPED: ' + kind.missing() if kind.missing() else ''}")
+        print(f"{kind.name:13} {kind.about}{'; SKIPPED: ' + kind.missing() if kind.missing() else ''}")
     print("CPU and memory are the mirror's programs'. A smaller image stands where a set-up would take a quarter of an hour with the big one.")
     for row in bench.cold_results:
         for error in row.errors:

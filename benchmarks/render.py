@@ -46,7 +46,8 @@ class Rendered:
 
     def command(self, instance: str = "") -> list[str]:
         """The command of the role's unit (systemd.service(5), "Command lines"), with its Environment and the variables of its EnvironmentFile."""
-        unit, = (each["content"] for each in self.files if each["path"].endswith(".service"))
+        # The one that starts at boot: the cache has another, for the time of a restart.
+        unit, = (each["content"] for each in self.files if each["path"].endswith(".service") and "[Install]" in each["content"])
         unit = unit.replace("\\\n", " ").replace("%i", instance)
         values: dict[str, str] = {}
         for path in re.findall(r"(?m)^EnvironmentFile=(.+)$", unit):
@@ -59,7 +60,7 @@ class Rendered:
             raise BenchmarkError("a role's unit has no ExecStart")
         environment = [each for line in re.findall(r"(?m)^Environment=(.+)$", unit) for each in shlex.split(line)]
         words = [re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], word).replace("$$", "$") for word in shlex.split(command[1])]
-        return ["env", *environment, *words]
+        return ["env", *environment, *(f"{name}={value}" for name, value in values.items()), *words]
 
 
 def render(directory: Path, roles: Sequence[str], variables: Mapping[str, Any]) -> dict[str, Rendered]:
