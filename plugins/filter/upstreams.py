@@ -137,6 +137,9 @@ _value:
       description: A small image that is there, with its tag or digest.
       type: str
       sample: library/hello-world:latest
+    wan_bytes_per_second:
+      description: The most that a mirror host takes from it, in bytes a second; 0 for no limit.
+      type: int
     ports:
       description: The TCP ports of the upstream on a mirror host. All but RV(_value[].ports.edge) listen on loopback.
       type: dict

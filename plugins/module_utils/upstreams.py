@@ -69,6 +69,7 @@ class Upstream(TypedDict):
     ca_cert: str
     docker_hub: bool
     canary: str
+    wan_bytes_per_second: int
     ports: Ports
 
 
@@ -108,6 +109,7 @@ HUB_CANARY = "library/hello-world:latest"
 REQUIRED = ("name", "url", "port")
 KEYS = REQUIRED + (
     "path_prefix", "username", "password", "docker_hub", "canary", "auth", "token_realm", "token_service", "redirect_hosts", "validate_certs", "ca_cert",
+    "wan_limit_mbit",
 )
 SECRETS = ("password",)
 # The examples ship with it, so that nobody runs a fleet on the example's credentials.
@@ -119,6 +121,7 @@ _IPV6 = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*")
 # These end up in configuration files of several programs. No character here needs quoting in any of them.
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _SERVICE = re.compile(r"[A-Za-z0-9._~:/@+-]+")
+_DECIMAL = re.compile(r"[0-9]{1,5}(\.[0-9]+)?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # https://github.com/distribution/reference/blob/main/reference.go, without the domain
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -221,6 +224,7 @@ class _Reader:
         service = self._get("token_service", _service, known[1] if known else "")
         redirects = self._get("redirect_hosts", _redirects, _redirects(WELL_KNOWN_REDIRECTS.get(host, ())))
         auth = self._get("auth", _auth, "bearer" if realm is not None else "basic" if self.credentials else "none")
+        wan_limit = self._get("wan_limit_mbit", _bytes_per_second, 0)
         canary = self._canary(docker_hub, host)
         self._credentials(auth)
         token: Token | None = None
@@ -249,6 +253,7 @@ class _Reader:
             "ca_cert": ca_cert,
             "docker_hub": docker_hub,
             "canary": canary,
+            "wan_bytes_per_second": wan_limit,
             "ports": {
                 "edge": port,
                 "cache": port + PORT_OFFSETS["cache"],
@@ -361,6 +366,15 @@ def _port(value: object) -> int:
         distance = max(PORT_OFFSETS.values())
         raise _Problem(f"write a port between {LOWEST_EDGE_PORT} and {HIGHEST_EDGE_PORT} (ports up to {distance} above it belong to the upstream too).")
     return int(text)
+
+
+def _bytes_per_second(value: object) -> int:
+    """Of Mbit/s, in which links are sold."""
+    text = str(value)
+    # Up to what HAProxy's limit holds, 32 bits.
+    if isinstance(value, bool) or not _DECIMAL.fullmatch(text) or not 0.1 <= float(text) <= 10000:
+        raise _Problem("write Mbit/s, from 0.1 to 10000, or leave it out for no limit.")
+    return int(float(text) * 1_000_000 / 8)
 
 
 def _auth(value: object) -> str:

@@ -54,6 +54,7 @@ def test_a_basic_upstream_is_completed() -> None:
         "ca_cert": "",
         "docker_hub": False,
         "canary": "platform/canary:latest",
+        "wan_bytes_per_second": 0,
         "ports": {"edge": 5000, "cache": 15000, "debug": 16000, "coalescer": 17000, "front": 18000},
     }]
 
@@ -99,6 +100,11 @@ def test_values_that_templates_make_are_taken() -> None:
     assert (upstream["ports"]["front"], upstream["ca_cert"]) == (18000, PEM)
 
 
+@pytest.mark.parametrize(("written", "bytes_per_second"), [(100, 12_500_000), ("2.5", 312_500), (0.1, 12_500), (10000, 1_250_000_000)])
+def test_a_limit_is_mbit_and_becomes_bytes(written: object, bytes_per_second: int) -> None:
+    assert normalise([{**CENTRAL, "wan_limit_mbit": written}])[0]["wan_bytes_per_second"] == bytes_per_second
+
+
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"url": "artifactory.example.com"}, "url: 'artifactory.example.com': has no scheme. Write https://artifactory.example.com."),
     ({"url": "ftp://a.b"}, "url: 'ftp://a.b': write http:// or https:// instead of ftp://."),
@@ -140,6 +146,9 @@ def test_values_that_templates_make_are_taken() -> None:
                                      "gives it."),
     ({"ca_cert": PEM, "url": "http://a.b"}, "ca_cert: is for https, and the url is http. Write https in the url, or leave ca_cert out."),
     ({"validate_cert": False}, "validate_cert: is no key of an upstream. Write validate_certs."),
+    ({"wan_limit_mbit": 0}, "wan_limit_mbit: 0: write Mbit/s, from 0.1 to 10000, or leave it out for no limit."),
+    ({"wan_limit_mbit": "50M"}, "wan_limit_mbit: '50M': write Mbit/s, from 0.1 to 10000, or leave it out for no limit."),
+    ({"wan_limit_mbit": True}, "wan_limit_mbit: True: write Mbit/s, from 0.1 to 10000, or leave it out for no limit."),
     ({"redirect_hosts": "storage.example.com"}, "redirect_hosts: 'storage.example.com': write a list of hosts, like [storage.example.com]."),
     ({"redirect_hosts": ["s3.example.com/bucket"]}, "redirect_hosts: a list: 's3.example.com/bucket': leave the path out. Write s3.example.com."),
     ({"redirect_hosts": ["*.example.com"]}, "redirect_hosts: a list: has no valid host and port. Write https://host or https://host:port."),
