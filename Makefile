@@ -13,7 +13,7 @@ LAB_DOCKER_HOSTS ?= 2
 
 help:
 	@echo 'make test                  run every test; ONLY=unit runs one stage, ONLY=molecule/NAME one scenario'
-	@echo 'make bench                 measure pulls against rivals: a quarter of an hour, root, an idle machine; BENCH=--quick for two minutes'
+	@echo 'make bench                 measure pulls against rivals: a quarter of an hour, root, an idle machine; BENCH=--quick for two minutes, BENCH="--only warm" for a part'
 	@echo 'make lab                   run the fleet in containers on this machine; LAB_DOCKER_HOSTS=4 LAB_MIRRORS=1 for its size'
 	@echo 'make lab-destroy           remove it'
 	@echo 'make venv                  only install the tools: Debian packages, .venv'
