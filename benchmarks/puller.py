@@ -89,8 +89,18 @@ class Registry:
         if offset:
             headers["Range"] = f"bytes={offset}-"
         asked = time.monotonic()
-        connection.request(method, f"{urlsplit(self.url).path}/v2/{path}", headers=headers)
-        answer = connection.getresponse()
+        kept = connection.sock is not None
+        target = f"{urlsplit(self.url).path}/v2/{path}"
+        try:
+            connection.request(method, target, headers=headers)
+            answer = connection.getresponse()
+        except ConnectionError:
+            # The other side closed an idle connection, as a server that reloads does: Go's client, which is Docker's, asks anew at once.
+            if not kept:
+                raise
+            connection.close()
+            connection.request(method, target, headers=headers)
+            answer = connection.getresponse()
         self.waited(time.monotonic() - asked)
         if answer.status not in (200, 206):
             said = f"{method} {path}: {answer.status} {answer.read(500).decode(errors='replace')}"
