@@ -133,7 +133,8 @@ class Bench:
         return dict(json.loads(self._inside("repeater.py", url, "--clients", str(clients), "--seconds", str(seconds), "--accept", MANIFEST)))
 
     def _inside(self, script: str, *arguments: str) -> str:
-        return run("ip", "netns", "exec", self.place.wan.datacenter, sys.executable, str(HERE / script), *arguments)
+        offer = f"OPENSSL_CONF={HERE / 'docker-hosts.cnf'}"
+        return run("ip", "netns", "exec", self.place.wan.datacenter, "env", offer, sys.executable, str(HERE / script), *arguments)
 
     def direct_seconds(self, image: str, far: bool) -> float:
         """How long one client takes that pulls directly; measured when it is first asked for."""
