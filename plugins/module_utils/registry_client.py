@@ -300,13 +300,41 @@ class RegistryClient:
         """Digest, size and type of what a tag or digest names; None when it is not there."""
         return self._retrying(lambda: self._head_manifest(repository, target))
 
-    def head_blob(self, repository: str, digest: str) -> bool:
-        """Whether a blob is there. A pull-through cache that does not know ``only_if_cached`` fetches it."""
+    def head_blob(self, repository: str, digest: str, size: int | None = None) -> bool:
+        """Whether a blob is there, of that size if one is given. A pull-through cache that does not know ``only_if_cached`` fetches it."""
         url = f"{self.url}/v2/{repository}/blobs/{digest}"
 
         def ask() -> bool:
             with self._head(repository, url, {}) as answer:
-                return answer is not None
+                return answer is not None and (size is None or answer.headers.get("Content-Length", str(size)) == str(size))
+
+        return self._retrying(ask)
+
+    def understands_only_if_cached(self) -> bool:
+        """Whether an edge of this collection answers, which tells what is stored and fetches nothing: it says so at ``/v2/``."""
+        def ask() -> bool:
+            with self._get("", f"{self.url}/v2/", {}) as answer:
+                answer.read(_MAX_ERROR_BYTES)
+                # Of several caches in a row the one that answers last is the one that is asked.
+                return ", ".join(answer.headers.get_all("Cache-Status") or []) == "mirror; hit"
+
+        return self._retrying(ask)
+
+    def stored_tag(self, repository: str, tag: str) -> str:
+        """The digest that a tag has in the store of an edge that ``understands_only_if_cached``; empty when it is not there."""
+        url = f"{self.url}/v2/{repository}/manifests/{tag}"
+
+        def ask() -> str:
+            with self._get(repository, url, {}, also=(504,)) as answer:
+                body, content_type = answer.read(_MAX_ERROR_BYTES), answer.headers.get("Content-Type", "")
+            digest = body.decode("ascii", "replace").strip()
+            if answer.status == 504:
+                return ""
+            if not is_digest(digest):
+                # Distribution may be writing it down just now.
+                why = f"the answer is no digest: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+                raise RegistryError(url, why, _JOURNAL, 200, temporary=not body)
+            return digest
 
         return self._retrying(ask)
 
@@ -324,7 +352,10 @@ class RegistryClient:
         url = f"{self.url}/v2/{repository}/referrers/{digest}"
         try:
             for body, content_type in self._pages(repository, url, {"Accept": MEDIA_TYPES[0]}):
-                found.extend(_parse(url, body, content_type).manifests)
+                listed = _parse(url, body, content_type)
+                if not listed.is_index:
+                    raise RegistryError(url, "the answer is an image, not a list of referrers", _NO_REGISTRY, 200)
+                found.extend(listed.manifests)
         except RegistryError as error:
             # A registry that knows the API never says 404; of the others some find the path malformed.
             if error.status not in (400, 404, 405, 501):
