@@ -151,11 +151,12 @@ class _Inquiry:
         self, pool: ThreadPoolExecutor, references: list[ImageReference], platforms: Sequence[str], source: RegistryClient | None, caches: list[_Cache]
     ) -> None:
         self._pool, self._references, self._platforms, self._source, self._caches = pool, references, platforms, source, caches
+        self._out_of_reach: RegistryError | None = None
 
     def report(self, images: Sequence[str], details: bool, artifacts: bool) -> list[dict[str, Any]]:
         source = self._source
         unaskable = self._each(self._caches, lambda cache: cache.unaskable())
-        resolved = self._each(self._references, lambda reference: _load(source, reference.path, reference.target, self._platforms) if source else None)
+        resolved = self._each(self._references, self._resolved)
         attached = self._each(
             zip(self._references, resolved),
             lambda pair: _artifacts(source, pair[0].path, pair[1]) if source and artifacts and isinstance(pair[1], _Image) else None,
@@ -186,6 +187,17 @@ class _Inquiry:
                 return error
 
         return list(self._pool.map(kept, items))
+
+    def _resolved(self, reference: ImageReference) -> _Image | None:
+        if self._out_of_reach is not None:
+            raise self._out_of_reach
+        try:
+            return _load(self._source, reference.path, reference.target, self._platforms) if self._source else None
+        except RegistryError as error:
+            # Nobody waits for each of a hundred images until an upstream that is gone has not answered.
+            if error.status is None:
+                self._out_of_reach = error
+            raise
 
     def _named(self, cache: _Cache, index: int, at_upstream: _Image | RegistryFleetError | None) -> tuple[str, _Image | None]:
         """The digest that the cache has for a reference, and the image to look for there: the upstream's, or while that is not known its own."""

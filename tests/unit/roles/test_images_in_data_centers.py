@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -30,11 +32,14 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     image_of,
     index_of,
     layer_of,
+    until,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, upstream_port
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_mirror_edge import Edge, directories, listen, start_nginx
 
+PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
 NAMES = ("zagreb", "frankfurt")
+PASSWORD = "s3cret-p4ss"
 BASE = layer_of({"base": os.urandom(200_000)})
 
 
@@ -56,6 +61,14 @@ class Fleet:
             pulled = pull_image(client, image, platform)
         self.caches[name].until_stored(pulled["digest"], *(blob["digest"] for blob in pulled["blobs"]))
 
+        def is_quiet() -> bool:
+            """Distribution writes its links last."""
+            before = self.stores()
+            time.sleep(0.3)
+            return self.stores() == before
+
+        until(is_quiet)
+
     def info(self, *images: str, **options: Any) -> list[dict[str, Any]]:
         """The answer; nothing is fetched for it."""
         before = self.stores()
@@ -67,7 +80,7 @@ class Fleet:
         return list(answered["images"])
 
     def stores(self) -> dict[str, set[Path]]:
-        return {name: set(cache.root.rglob("*")) for name, cache in self.caches.items()}
+        return {name: set(cache.v2.rglob("*")) for name, cache in self.caches.items()}
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +264,64 @@ def test_the_documented_queries_work_as_written(fleet: Fleet, tmp_path: Path) ->
     assert [each["msg"] for each in bytes_missing["results"]] == [f"{name}: {count}" for name, count in zip(NAMES, sums)] and 0 < sums[0] < sums[1]
     assert drifted["msg"] == [{"image": "query/web:7", "digest": moved.digest, "drifted": [["frankfurt", web["caches"][1]["digest"]]]}]
     assert unsigned["msg"] == ["query/web:7"]
+
+
+class TestDiff:
+    """playbooks/diff.yml, with a mirror host in each data center, and one whose edge is gone."""
+
+    def inventory(self, fleet: Fleet) -> dict[str, Any]:
+        def data_center(host: str, port: int) -> dict[str, Any]:
+            upstream = {"name": "hub", "url": fleet.hub.url, "port": port, "canary": "a:1", "username": "reader", "password": PASSWORD}
+            return {"hosts": {host: {"mirror_upstreams": [upstream]}}, "vars": {"mirror_name": "127.0.0.1", "mirror_edge_tls": "none"}}
+
+        ports = {**{name: edge.ports["hub"] for name, edge in fleet.edges.items()}, "gone": upstream_port()}
+        hosts = {f"mirror-{name}": {} for name in ports}
+        return {
+            "all": {"vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}},
+            "mirrors": {"hosts": hosts}, **{f"dc_{name}": data_center(f"mirror-{name}", port) for name, port in ports.items()},
+        }
+
+    def run(self, fleet: Fleet, directory: Path, *arguments: str) -> tuple[int, str]:
+        (directory / "inventory.json").write_text(json.dumps(self.inventory(fleet)))
+        before = fleet.stores()
+        done = ansible("ansible-playbook", "-i", "inventory.json", str(PLAYBOOKS / "diff.yml"), *arguments, directory=directory, PWD=str(directory))
+        assert fleet.stores() == before and PASSWORD not in done.stdout + done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    def test_what_is_where_is_one_table(self, fleet: Fleet, tmp_path: Path) -> None:
+        app = fleet.push("diff/app", layer_of({"app": b"diff"}), tag="2")
+        fleet.push("diff/web", layer_of({"app": b"old"}), tag="7")
+        fleet.pull("zagreb", "diff/app:2")
+        fleet.pull("zagreb", "diff/web:7")
+        web = fleet.push("diff/web", layer_of({"app": b"new"}), tag="7")
+        (tmp_path / "released.txt").write_text("# of this week\ndiff/app:2   # the service\n\n  - diff/web:7\n- diff/none:1")
+        code, said = self.run(fleet, tmp_path, "-e", "images_file=released.txt", "-e", '{"diff_platforms": ["linux/amd64"]}', "-vvv")
+        assert code == 0, said
+        lines = [re.sub(" +", " ", line) for line in re.findall(r'^ +"(.*)",?$', said, re.MULTILINE)]
+        table = lines[lines.index("image upstream zagreb frankfurt gone "):][:6]
+        assert table[:4] == [
+            "image upstream zagreb frankfurt gone ", f"diff/app:2 {app.digest[:19]} complete absent unknown ",
+            f"diff/web:7 {web.digest[:19]} drift absent unknown ", "diff/none:1 ? absent absent unknown ",
+        ]
+        missing = sum(len(blob) for digest, blob in web.blobs.items() if blob != BASE) + len(web.manifest)
+        assert table[4] == f"zagreb: 1 of 3 complete, {missing / 1e6:.1f} MB would come over the WAN"
+        assert "gone: GET http://127.0.0.1" in said and "connection refused" in said and "404 Not Found" in said
+
+    def test_it_fails_when_it_is_asked_to(self, fleet: Fleet, tmp_path: Path) -> None:
+        fleet.push("diff/fail", layer_of({"app": b"fail"}))
+        fleet.pull("zagreb", "diff/fail:1")
+        images = ["-e", '{"images": ["diff/fail:1"], "diff_fail": true, "diff_platforms": ["linux/amd64"]}']
+        code, said = self.run(fleet, tmp_path, *images, "--limit", "dc_zagreb", "--check")
+        assert code == 0 and "mirror-frankfurt" not in said, said
+        code, said = self.run(fleet, tmp_path, *images)
+        assert code != 0 and "diff/fail:1 is absent in frankfurt; diff/fail:1 is unknown in gone. Bring it there" in " ".join(said.split())
+
+    @pytest.mark.parametrize(("given", "says"), [
+        ({}, "Write what to look for either as images"), ({"images": []}, "Write what to look for"), ({"images": "svc/app:1"}, "Write what to look for"),
+        ({"images": ["a:1"], "images_file": "x"}, "Write what to look for"), ({"images_file": "absent.txt"}, "absent.txt"),
+        ({"images": ["a:1"], "diff_upstream": "nobody"}, "nobody is no upstream. Write one of hub."),
+        ({"images": ["A:1"]}, "'A:1' is no image reference"), ({"images": ["a:1"], "diff_platforms": ["amd64"]}, "'amd64' is no platform"),
+    ])
+    def test_bad_input_is_named(self, fleet: Fleet, tmp_path: Path, given: dict[str, Any], says: str) -> None:
+        code, said = self.run(fleet, tmp_path, "-e", json.dumps(given))
+        assert code != 0 and says in " ".join(said.split())

@@ -147,6 +147,14 @@ def test_all_are_asked_at_once(serve: Serve, run_module: RunModule) -> None:
         assert all("Cache-Control: only-if-cached" in request for request in cache.requests)
 
 
+def test_an_upstream_that_is_gone_is_not_waited_for_again_and_again(serve: Serve, run_module: RunModule) -> None:
+    upstream = serve(lambda _path: None)
+    began = time.monotonic()
+    told = info(run_module, *(f"svc/app{number}:1" for number in range(200)), upstream={"url": upstream.url}, timeout=0.5)
+    assert all("no answer within 0.5 seconds" in image["unknown"] for image in told)
+    assert len(upstream.requests) <= 16 and time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize(("options", "says"), [
     ({"images": ["Svc/App"]}, "'Svc/App' is no image reference"), ({"images": [""]}, "it is empty"),
     ({"platforms": ["amd64"]}, "platforms: 'amd64' is no platform. Write os/architecture"),
