@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
         connection, done = copy.copy(self._connection), threading.Event()
         # The file is for everybody to read.
         connection.become = None
-        source = f"{self._task._uuid} {uuid.uuid4().hex}"
+        source = uuid.uuid4().hex
 
         def tell(state: dict[str, Any] | None) -> None:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 name: warm_progress
 type: aggregate
 short_description: Show how far running cache_warm tasks are
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
 description:
@@ -80,9 +80,14 @@ class Warm:
 
     @property
     def rate(self) -> float:
-        """Bytes a second, 0 while it is not known."""
+        """Bytes a second, 0 while it is not ``known``."""
         (began, first), (now, last) = self._seen[0], self._seen[-1]
         return max(0.0, (last - first) / (now - began)) if now > began else 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a rate: it takes two looks."""
+        return len(self._seen) > 1
 
     def __str__(self) -> str:
         state = self._state
@@ -92,7 +97,8 @@ class Warm:
             parts.append(f"{state['images_failed']} failed")
         if total:
             parts.append(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB")
-            parts.append(f"{self.rate / 1e6:.1f} MB/s")
+            if self.known:
+                parts.append(f"{self.rate / 1e6:.1f} MB/s")
             if self.rate and done < total:
                 parts.append(f"{duration((total - done) / self.rate)} left")
         return f"{self.host}: {', '.join(parts)}"

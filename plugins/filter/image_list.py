@@ -8,11 +8,12 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: image_list
 short_description: The images of a file, one a line
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
 description:
-  - Takes the text of a file and returns its lines, without comments, which begin with C(#), and without empty lines.
+  - Takes the text of a file and returns its lines, without comments, which begin with C(#), and without empty lines. A YAML list of
+    images is read as well.
 options:
   _input:
     description: The text.

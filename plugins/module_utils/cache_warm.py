@@ -16,7 +16,7 @@ import re
 import shutil
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable
 
@@ -44,7 +44,7 @@ _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9._-]+){1,2}")
 
 
 class _Left(Exception):
-    """The time is over: it is left to the next run."""
+    """The time is over, or there is no use in it: it is left to the next run."""
 
 
 class _NotKept(RegistryFleetError):
@@ -119,7 +119,7 @@ class Warming:
         self._lock = threading.Lock()
         self._began = self._next_start = time.monotonic()
         self._planned = False
-        self._given_up = ""
+        self._given_up = False
 
     def run(self, tell: Callable[[dict[str, Any]], None] = lambda _state: None) -> dict[str, Any]:
         """Fetch what is missing, image by image; what cache_warm documents. One image's failure is that image's ``error``."""
@@ -135,7 +135,7 @@ class Warming:
         with ThreadPoolExecutor(at_once) as pool:
             pending: set[Future[None]] = {pool.submit(work, item) for item in items}
             while pending:
-                done, pending = wait(pending, _TELL_SECONDS, FIRST_COMPLETED)
+                done, pending = wait(pending, _TELL_SECONDS)
                 for each in done:
                     each.result()
                 tell(self._state())
@@ -145,13 +145,13 @@ class Warming:
     def _resolve(self, image: _Image) -> None:
         began = time.monotonic()
         try:
-            self._check_time()
+            self._check_going_on()
             self._resolve_image(image, self._references[image.name])
             image.resolved = True
         except _Left:
             pass
         except RegistryFleetError as error:
-            image.errors.append(str(error))
+            image.errors.append(self._noted(error))
         image.resolving = time.monotonic() - began
 
     def _resolve_image(self, image: _Image, reference: ImageReference) -> None:
@@ -223,10 +223,8 @@ class Warming:
                     del self._under_way[blob.digest]
         except _Left:
             return
-        except _NotKept as fault:
-            self._given_up = error = str(fault)
         except RegistryFleetError as fault:
-            error = str(fault)
+            error = self._noted(fault)
         with self._lock:
             first, *others = wanted.images
             for image in wanted.images:
@@ -244,7 +242,7 @@ class Warming:
             with self._lock:
                 wanted.received += len(chunk)
                 wanted.images[0].fetched += len(chunk)
-            self._check_time()
+            self._check_going_on()
 
         repositories = list(dict.fromkeys(image.repository for image in wanted.images))
         for repository in repositories:
@@ -258,16 +256,16 @@ class Warming:
 
     def _wait_for_turn(self, wanted: _Wanted) -> None:
         """Until the rate allows one more blob. A blob itself comes as fast as it can: the coalescer reads without waiting for anybody."""
-        self._check_time()
+        self._check_going_on()
         # Without the blobs that failed this one is of no use now.
-        if self._given_up or all(image.errors for image in wanted.images):
+        if all(image.errors for image in wanted.images):
             raise _Left
         if self._limits.rate:
             with self._lock:
                 start = max(time.monotonic(), self._next_start)
                 self._next_start = start + wanted.blob.size / self._limits.rate
             while time.monotonic() < start:
-                self._check_time()
+                self._check_going_on()
                 time.sleep(min(0.2, max(0.0, start - time.monotonic())))
 
     def _take_room(self, blob: Descriptor) -> None:
@@ -301,9 +299,14 @@ class Warming:
                 )
             time.sleep(0.05)
 
-    def _check_time(self) -> None:
-        if self._limits.seconds and time.monotonic() - self._began > self._limits.seconds:
+    def _check_going_on(self) -> None:
+        if self._given_up or (self._limits.seconds and time.monotonic() - self._began > self._limits.seconds):
             raise _Left
+
+    def _noted(self, error: RegistryFleetError) -> str:
+        """What it says. After one of these there is no use in going on."""
+        self._given_up = self._given_up or isinstance(error, _NotKept)
+        return str(error)
 
     # What is told
 
@@ -331,7 +334,7 @@ class Warming:
         if self._given_up:
             for image in self._images:
                 if not image.complete and not image.errors:
-                    image.errors.append("It was not begun, because the cache does not keep what it fetches.")
+                    image.errors.append("It was left, because the cache does not keep what it fetches.")
         images = [
             {
                 "image": image.name,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Iterable, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -17,9 +18,9 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams imp
 
 
 def read_list(text: str) -> list[str]:
-    """The images of a file: one a line; ``#`` begins a comment, which no reference has."""
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+    """The images of a file: one a line, or a YAML list of them; ``#`` begins a comment, which no reference has."""
+    lines = (re.sub(r"^-\s", "", line.partition("#")[0].strip()).strip() for line in text.splitlines())
+    return [line for line in lines if line not in ("", "-", "---")]
 
 
 def by_upstream(images: Iterable[object], upstreams: Sequence[Upstream], mirrors: Iterable[str] = ()) -> dict[str, list[str]]:

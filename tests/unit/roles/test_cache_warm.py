@@ -292,7 +292,7 @@ def test_the_disk_is_full(mirror: Mirror, upstream: BreakingUpstream, warm: Warm
     names = [published(upstream, f"taken{number}", image) for number, image in enumerate(late)]
     failed = warm(*names, parallel=1)
     assert failed["counts"]["failed"] == 2 and "came whole, but is not in" in failed["images"][0]["error"]
-    assert "It was not begun" in failed["images"][1]["error"] and upstream.seen[-1].target != blob_path(layer_digest(late[1]), REPOSITORY)
+    assert "It was left" in failed["images"][1]["error"] and upstream.seen[-1].target != blob_path(layer_digest(late[1]), REPOSITORY)
     assert not wrong_files(mirror)
 
 

@@ -41,7 +41,7 @@ def directory(start_registry: StartRegistry, registry: Registry, tmp_path: Path)
 
 
 ENABLED = {"ANSIBLE_CALLBACKS_ENABLED": "mirrorfleet.registry.warm_progress", "MIRRORFLEET_WARM_INTERVAL": "1", "MIRRORFLEET_WARM_REFRESH": "1"}
-LINE = r"(near|far): [01] of 1 images, (\d\.\d) of 1\.2 MB, \d\.\d MB/s(, \d+ s left)?"
+LINE = r"(near|far): [01] of 1 images, (\d\.\d) of 1\.2 MB(, \d\.\d MB/s)?(, \d+ s left)?"
 
 
 def left_behind() -> set[Path]:

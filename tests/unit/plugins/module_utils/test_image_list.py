@@ -71,6 +71,7 @@ def test_docker_hubs_images_have_no_upstream_without_docker_hub() -> None:
 def test_a_file() -> None:
     text = "# Friday's release\n\nbusybox:1   # the canary\r\n  central svc/app:1\n#central svc/old:1\n"
     assert read_list(text) == ["busybox:1", "central svc/app:1"]
+    assert read_list("---\n# a YAML list\n- busybox:1\n  - central svc/app:1  # the service\n") == ["busybox:1", "central svc/app:1"]
 
 
 @given(st.text())
