@@ -84,12 +84,13 @@ class _Image:
     first_blob: float = 0.0  # readings of the monotonic clock
     last_blob: float = 0.0
     resolved: bool = False
+    planned: bool = False
     missing: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        return self.resolved and not self.errors and not self.missing
+        return self.planned and not self.errors and not self.missing
 
     @property
     def seconds(self) -> float:
@@ -99,11 +100,17 @@ class _Image:
 
 @dataclass
 class _Wanted:
-    """A blob that the store does not hold, and whose it is; the first of these is said to have cost it."""
+    """A blob that the store does not hold, and whose it is; the first of these is said to have cost it.
+
+    ``absent_in``: repositories that have said that it is not there. ``skipped``: nobody had a use for it any more.
+    """
 
     blob: Descriptor
     images: list[_Image]
     received: int = 0
+    error: str = ""
+    skipped: bool = False
+    absent_in: set[str] = field(default_factory=set)
 
 
 class Warming:
@@ -114,31 +121,33 @@ class Warming:
         self._references = parse_references(images)
         self._images = [_Image(name) for name in self._references]
         self._revisions: dict[str, set[str]] = {}
-        self._wanted: list[_Wanted] = []
+        self._wanted: dict[str, _Wanted] = {}
         self._under_way: dict[str, int] = {}
         self._lock = threading.Lock()
         self._began = self._next_start = time.monotonic()
-        self._planned = False
         self._given_up = False
 
     def run(self, tell: Callable[[dict[str, Any]], None] = lambda _state: None) -> dict[str, Any]:
         """Fetch what is missing, image by image; what cache_warm documents. One image's failure is that image's ``error``."""
         # Read before anything is asked for: afterwards the manifests are there.
         self._revisions = {name: self._store.revisions(name) for name in {reference.path for reference in self._references.values()}}
-        self._each(self._images, self._resolve, _MANIFESTS_AT_ONCE, tell)
-        self._plan()
-        if not self._dry:
-            self._each(self._wanted, self._fetch, self._limits.parallel, tell)
+        with ThreadPoolExecutor(_MANIFESTS_AT_ONCE) as resolving, ThreadPoolExecutor(self._limits.parallel) as fetching:
+            resolves = [resolving.submit(self._resolve, image) for image in self._images]
+            fetches: list[Future[None]] = []
+            # The images keep their order. The link carries the first ones' blobs, while a far upstream takes its time for the last manifests.
+            for image, resolve in zip(self._images, resolves):
+                self._await([resolve], tell)
+                fetches += [fetching.submit(self._fetch, wanted) for wanted in self._plan(image) if not self._dry]
+            self._await(fetches, tell)
         return self._report()
 
-    def _each(self, items: list[Any], work: Callable[[Any], None], at_once: int, tell: Callable[[dict[str, Any]], None]) -> None:
-        with ThreadPoolExecutor(at_once) as pool:
-            pending: set[Future[None]] = {pool.submit(work, item) for item in items}
-            while pending:
-                done, pending = wait(pending, _TELL_SECONDS)
-                for each in done:
-                    each.result()
-                tell(self._state())
+    def _await(self, futures: list[Future[None]], tell: Callable[[dict[str, Any]], None]) -> None:
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, _TELL_SECONDS)
+            for each in done:
+                each.result()
+            tell(self._state())
 
     # Manifests
 
@@ -194,20 +203,25 @@ class Warming:
 
     # Blobs
 
-    def _plan(self) -> None:
-        """What is missing, in the images' order, each blob once whoever needs it."""
-        wanted: dict[str, _Wanted] = {}
-        for image in self._images:
+    def _plan(self, image: _Image) -> list[_Wanted]:
+        """The blobs of an image whose manifests are known that nobody has or wants yet."""
+        missing = []
+        with self._lock:
             for blob in image.blobs.values() if image.resolved else ():
+                wanted = self._wanted.get(blob.digest)
                 if self._holds(blob):
                     image.present += blob.size
-                elif blob.digest in wanted:
-                    image.missing.add(blob.digest)
-                    wanted[blob.digest].images.append(image)
+                    continue
+                image.missing.add(blob.digest)
+                if wanted is None or wanted.skipped or (wanted.absent_in and image.repository not in wanted.absent_in):
+                    missing.append(_Wanted(blob, [image]))
+                    self._wanted[blob.digest] = missing[-1]
+                elif wanted.error:
+                    image.errors.append(wanted.error)
                 else:
-                    image.missing.add(blob.digest)
-                    wanted[blob.digest] = _Wanted(blob, [image])
-        self._wanted, self._planned = list(wanted.values()), True
+                    wanted.images.append(image)
+            image.planned = image.resolved
+        return missing
 
     def _fetch(self, wanted: _Wanted) -> None:
         blob, error = wanted.blob, ""
@@ -227,6 +241,7 @@ class Warming:
             error = self._noted(fault)
         with self._lock:
             first, *others = wanted.images
+            wanted.error = error
             for image in wanted.images:
                 image.first_blob, image.last_blob = min(began, image.first_blob or began), time.monotonic()
                 if error:
@@ -244,21 +259,29 @@ class Warming:
                 wanted.images[0].fetched += len(chunk)
             self._check_going_on()
 
-        repositories = list(dict.fromkeys(image.repository for image in wanted.images))
-        for repository in repositories:
+        while True:
+            with self._lock:
+                repository = next(image.repository for image in wanted.images if image.repository not in wanted.absent_in)
             try:
                 self._client.blob(repository, wanted.blob, take)
                 return
             except RegistryError as error:
-                # Another repository may have it still.
-                if error.status != 404 or repository == repositories[-1]:
+                if error.status != 404:
                     raise
+                with self._lock:
+                    # Another repository may have it still.
+                    wanted.absent_in.add(repository)
+                    if all(image.repository in wanted.absent_in for image in wanted.images):
+                        wanted.error = str(error)
+                        raise
 
     def _wait_for_turn(self, wanted: _Wanted) -> None:
         """Until the rate allows one more blob. A blob itself comes as fast as it can: the coalescer reads without waiting for anybody."""
         self._check_going_on()
-        # Without the blobs that failed this one is of no use now.
-        if all(image.errors for image in wanted.images):
+        with self._lock:
+            # Without the blobs that failed this one is of no use now.
+            wanted.skipped = all(image.errors for image in wanted.images)
+        if wanted.skipped:
             raise _Left
         if self._limits.rate:
             with self._lock:
@@ -315,17 +338,17 @@ class Warming:
         with self._lock:
             return {
                 "images": len(self._images),
-                "images_done": sum(image.complete for image in self._images) if self._planned else 0,
+                "images_done": sum(image.complete for image in self._images),
                 "images_failed": sum(bool(image.errors) for image in self._images),
-                "bytes": sum(each.blob.size for each in self._wanted),
-                "bytes_done": sum(min(each.received, each.blob.size) for each in self._wanted),
+                "bytes": sum(each.blob.size for each in self._wanted.values()),
+                "bytes_done": sum(min(each.received, each.blob.size) for each in self._wanted.values()),
                 "seconds": round(time.monotonic() - self._began, 1),
             }
 
     def _report(self) -> dict[str, Any]:
         # What was to be fetched of an image and did not come. A blob that several share is the first one's.
         left: dict[str, int] = {}
-        for wanted in self._wanted:
+        for wanted in self._wanted.values():
             if wanted.blob.digest in wanted.images[0].missing:
                 left[wanted.images[0].name] = left.get(wanted.images[0].name, 0) + wanted.blob.size
             if self._dry:
