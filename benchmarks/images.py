@@ -29,6 +29,11 @@ FAMILIES: dict[str, dict[str, Layers]] = {
     # Twenty services on one base.
     "shared": {f"team/service-{number:02}": [(1, 160 * MEGA), (100 + number, 3 * MEGA)] for number in range(20)},
     "shared-mini": {f"team/small-{number:02}": [(3, 16 * MEGA), (200 + number, MEGA // 3)] for number in range(20)},
+    # What warm.py brings: a release of fifty services on five bases, and one large blob.
+    "release": {f"release/service-{number:02}": [(10 + number % 5, 40 * MEGA), (300 + number, 8 * MEGA)] for number in range(50)},
+    "release-mini": {f"release/small-{number:02}": [(20 + number % 5, 2 * MEGA), (400 + number, MEGA // 2)] for number in range(50)},
+    "huge": {"svc/huge": [(5, 1000 * MEGA)]},
+    "huge-mini": {"svc/less-huge": [(6, 100 * MEGA)]},
 }
 TAG = "1"
 

@@ -40,12 +40,19 @@ class ManifestError(RegistryFleetError):
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What a manifest says of a blob or of another manifest; ``size`` in bytes, ``platform`` like ``linux/arm/v7`` or empty."""
+    """What a manifest says of a blob or of another manifest; ``size`` in bytes, ``platform`` like ``linux/arm/v7`` or empty.
+
+    ``artifact_type`` is what a referrer is, like ``application/vnd.cyclonedx+json``. ``about`` is the digest of the image that a
+    manifest in an index tells of, as BuildKit's attestations do
+    (github.com/moby/buildkit/blob/master/docs/attestations/attestation-storage.md); both are empty otherwise.
+    """
 
     digest: str
     size: int
     media_type: str
     platform: str = ""
+    artifact_type: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,4 +145,13 @@ def _descriptor(item: Any) -> Descriptor:
         raise ManifestError(f"it names a digest that is none: {str(digest)[:200]!r}")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ManifestError(f"it gives {digest} the size {str(size)[:200]!r}")
-    return Descriptor(digest, size, str(item.get("mediaType", "")), format_platform(item.get("platform")))
+    annotations = item.get("annotations")
+    about = annotations.get("vnd.docker.reference.digest") if isinstance(annotations, dict) else None
+    return Descriptor(
+        digest,
+        size,
+        str(item.get("mediaType", "")),
+        format_platform(item.get("platform")),
+        str(item.get("artifactType") or ""),
+        about if isinstance(about, str) and is_digest(about) else "",
+    )

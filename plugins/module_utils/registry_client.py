@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client for registries, on http.client: the collection's one way to speak HTTP.
 
-Protocol: github.com/opencontainers/distribution-spec (spec.md). Authentication: RFC 7235, RFC 7617 and
-github.com/distribution/distribution docs/content/spec/auth/token.md.
+Protocol: github.com/opencontainers/distribution-spec (spec.md, 1.1). Authentication: RFC 7235, RFC 7617 and
+github.com/distribution/distribution docs/content/spec/auth/token.md. Ranges: RFC 9110, section 14. Signatures:
+github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator, Mapping, Tuple, TypeVar
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Callable, Collection, Iterator, Mapping, Tuple, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -33,7 +37,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     ManifestError,
     parse_manifest,
 )
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import is_digest
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import is_digest, is_repository, is_tag
 
 Origin = Tuple[str, str, int]  # scheme, host, port
 Sink = Callable[[bytes], object]
@@ -42,8 +46,16 @@ T = TypeVar("T")
 _CHUNK = 256 * 1024
 _MAX_ERROR_BYTES = 16 * 1024
 _MAX_TOKEN_BYTES = 1024 * 1024
+_MAX_LIST_BYTES = 16 * 1024 * 1024
 _MAX_REDIRECTS = 5
 _LONGEST_PAUSE = 8.0
+# What asks for more patience than this is told, not waited for.
+_LONGEST_WAIT = 60.0
+# The most that distribution 3 gives at once (catalog.maxentries).
+_PAGE = 1000
+_MAX_PAGES = 10_000
+# How the tags end that cosign gives what it attaches.
+_COSIGN = {"signature": "sig", "attestation": "att", "sbom": "sbom"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TEMPORARY = (429, 500, 502, 503, 504)
 
@@ -59,21 +71,25 @@ _REMEDIES = {
 
 
 class RegistryError(RegistryFleetError):
-    """A request that failed. ``status`` is None when there was no answer; ``temporary``: it may succeed when repeated."""
+    """A request that failed. ``status`` is None when there was no answer; ``temporary``: it may succeed when repeated,
+    after ``retry_after`` seconds if the registry said so."""
 
-    def __init__(self, url: str, why: str, remedy: str = "", status: int | None = None, temporary: bool = False) -> None:
+    def __init__(
+        self, url: str, why: str, remedy: str = "", status: int | None = None, temporary: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(url, why)
         self.url, self.why, self.remedy = public_url(url), why.rstrip("."), remedy
-        self.status, self.temporary, self.attempts = status, temporary, 1
+        self.status, self.temporary, self.retry_after = status, temporary, retry_after
+        self.method, self.attempts = "", 1
 
     def __str__(self) -> str:
         tried = f" (tried {self.attempts} times)" if self.attempts > 1 else ""
-        return f"GET {self.url}: {self.why}{tried}." + (f" {self.remedy}" if self.remedy else "")
+        return f"{self.method or 'GET'} {self.url}: {self.why}{tried}." + (f" {self.remedy}" if self.remedy else "")
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What came for one blob or manifest; ``seconds`` and ``seconds_to_first_byte`` count from the request that brought it.
+    """What came for one blob or manifest; ``seconds`` and ``seconds_to_first_byte`` count from its first request.
 
     ``cached``: whether a cache had it stored; None when the answer does not say (RFC 9211, Cache-Status).
     """
@@ -88,8 +104,8 @@ class Transfer:
 class Answer:
     """An answer whose body is read as it comes. Reading raises RegistryError."""
 
-    def __init__(self, url: str, timeout: float, response: http.client.HTTPResponse) -> None:
-        self.url, self.status, self.headers = url, response.status, response.headers
+    def __init__(self, url: str, timeout: float, response: http.client.HTTPResponse, method: str = "GET") -> None:
+        self.url, self.method, self.status, self.headers = url, method, response.status, response.headers
         self.received = 0
         self._timeout, self._response, self._length = timeout, response, response.length
 
@@ -121,7 +137,7 @@ class Answer:
 
 
 class HttpClient:
-    """GET over kept-alive connections to any number of origins, from any number of threads.
+    """GET and HEAD over kept-alive connections to any number of origins, from any number of threads.
 
     ``ca_certificate`` is PEM text or a file's path; it is trusted beside the system's authorities, as in Docker's certs.d.
     ``timeout`` bounds each wait for the other side, not a whole transfer; all times are seconds. Raises RegistryError.
@@ -139,14 +155,18 @@ class HttpClient:
         self._tls = _tls_context(ca_certificate, validate_certs)
 
     @contextmanager
-    def get(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+    def get(self, url: str, headers: Mapping[str, str], method: str = "GET") -> Iterator[Answer]:
         """The answer, whatever its status. The connection is kept if all of the body was read."""
         origin = _origin(url)
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection, response = self._request(url, origin, target, headers)
         try:
-            yield Answer(url, self._timeout, response)
+            connection, response = self._request(url, origin, method, target, headers)
+        except RegistryError as error:
+            error.method = method
+            raise
+        try:
+            yield Answer(url, self._timeout, response, method)
         finally:
             # After the last byte http.client closes the response itself, and the connection too if it can't be kept.
             if response.isclosed() and connection.sock is not None:
@@ -156,7 +176,9 @@ class HttpClient:
                 response.close()
                 connection.close()
 
-    def _request(self, url: str, origin: Origin, target: str, headers: Mapping[str, str]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _request(
+        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         late = f"no answer within {self._timeout:g} seconds"
         with self._lock:
             idle = self._idle.get(origin)
@@ -165,13 +187,13 @@ class HttpClient:
             # The other side may have closed an idle connection, which is no fault; so a new one is tried at once.
             with _errors_of(url, late):
                 try:
-                    return kept, _send(kept, target, headers)
+                    return kept, _send(kept, method, target, headers)
                 except (ConnectionError, http.client.BadStatusLine):
                     pass
         with _errors_of(url, f"no connection within {self._connect_timeout:g} seconds"):
             connection = self._connect(origin)
         with _errors_of(url, late):
-            return connection, _send(connection, target, headers)
+            return connection, _send(connection, method, target, headers)
 
     def _connect(self, origin: Origin) -> http.client.HTTPConnection:
         scheme, host, port = origin
@@ -196,12 +218,41 @@ class HttpClient:
             connection.close()
 
 
+class _Download:
+    """A blob on its way into a sink, over as many requests as it takes. Each byte goes there once, and what went there is verified."""
+
+    def __init__(self, blob: Descriptor, sink: Sink | None) -> None:
+        self.blob, self.received, self.ranges = blob, 0, True
+        self.began, self.first_byte = time.monotonic(), 0.0
+        self.cached: bool | None = None
+        self._running, self._sink = hashlib.new(blob.digest.partition(":")[0]), sink
+
+    @property
+    def digest(self) -> str:
+        return f"{self._running.name}:{self._running.hexdigest()}"
+
+    def take(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+        self._running.update(chunk)
+        if self._sink and chunk:
+            self._sink(chunk)
+
+    def note(self, cache_status: str | None) -> None:
+        """A blob was cached if each of its parts was."""
+        if cache_status is not None:
+            self.cached = bool(re.search(r";\s*hit\b", cache_status)) and self.cached is not False
+
+    def transfer(self) -> Transfer:
+        return Transfer(self.blob.digest, self.received, time.monotonic() - self.began, self.first_byte - self.began, self.cached)
+
+
 class RegistryClient:
     """One registry, at ``url``: ``https://host[:port]``, with a path if its ``/v2/`` is below one.
 
-    Credentials are sent only when the registry asks for them, and never to where it redirects. A GET that met a broken
-    connection, a time-out, 429 or 5xx is tried ``retries`` times more. Every method is safe to call from several threads and
-    raises RegistryError.
+    Credentials are sent only when the registry asks for them, and never to where it redirects. A request that met a broken
+    connection, a time-out, 429 or 5xx is tried ``retries`` times more, not before the registry's Retry-After, up to a minute.
+    With ``only_if_cached`` a cache that knows the directive (RFC 9111, section 5.2.1.7) answers 504 instead of fetching.
+    Every method is safe to call from several threads and raises RegistryError.
     """
 
     def __init__(
@@ -216,6 +267,7 @@ class RegistryClient:
         timeout: float = 30.0,
         retries: int = 3,
         address: str = "",
+        only_if_cached: bool = False,
     ) -> None:
         self._origin = _origin(url)
         parts = urlsplit(url)
@@ -226,6 +278,7 @@ class RegistryClient:
         self._username, self._password, self._retries = username, password, max(0, retries)
         self._basic = "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
         self._authorization: dict[str, str] = {}  # by repository: a token is valid for one
+        self._only_if_cached = only_if_cached
         self._http = HttpClient(ca_certificate, validate_certs, connect_timeout, timeout, address)
 
     def __enter__(self) -> RegistryClient:
@@ -239,8 +292,86 @@ class RegistryClient:
         return self._retrying(lambda: self._manifest(repository, target))
 
     def blob(self, repository: str, blob: Descriptor, sink: Sink | None = None) -> Transfer:
-        """Stream a blob into ``sink`` in chunks, and verify size and digest; a retry starts at its first byte again."""
-        return self._retrying(lambda: self._blob(repository, blob, sink))
+        """Stream a blob into ``sink`` in chunks, each byte once, and verify size and digest. A retry goes on where the last one ended."""
+        download = _Download(blob, sink)
+        return self._retrying(lambda: self._blob(repository, download))
+
+    def head_manifest(self, repository: str, target: str) -> Descriptor | None:
+        """Digest, size and type of what a tag or digest names; None when it is not there."""
+        return self._retrying(lambda: self._head_manifest(repository, target))
+
+    def head_blob(self, repository: str, digest: str, size: int | None = None) -> bool:
+        """Whether a blob is there, of that size if one is given. A pull-through cache that does not know ``only_if_cached`` fetches it."""
+        url = f"{self.url}/v2/{repository}/blobs/{digest}"
+
+        def ask() -> bool:
+            with self._head(repository, url, {}) as answer:
+                return answer is not None and (size is None or answer.headers.get("Content-Length", str(size)) == str(size))
+
+        return self._retrying(ask)
+
+    def understands_only_if_cached(self) -> bool:
+        """Whether an edge of this collection answers, which tells what is stored and fetches nothing: it says so at ``/v2/``."""
+        def ask() -> bool:
+            with self._get("", f"{self.url}/v2/", {}) as answer:
+                answer.read(_MAX_ERROR_BYTES)
+                # Of several caches in a row the one that answers last is the one that is asked.
+                return ", ".join(answer.headers.get_all("Cache-Status") or []) == "mirror; hit"
+
+        return self._retrying(ask)
+
+    def stored_tag(self, repository: str, tag: str) -> str:
+        """The digest that a tag has in the store of an edge that ``understands_only_if_cached``; empty when it is not there."""
+        url = f"{self.url}/v2/{repository}/manifests/{tag}"
+
+        def ask() -> str:
+            with self._get(repository, url, {}, also=(504,)) as answer:
+                body, content_type = answer.read(_MAX_ERROR_BYTES), answer.headers.get("Content-Type", "")
+            digest = body.decode("ascii", "replace").strip()
+            if answer.status == 504:
+                return ""
+            if not is_digest(digest):
+                # Distribution may be writing it down just now.
+                why = f"the answer is no digest: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+                raise RegistryError(url, why, _JOURNAL, 200, temporary=not body)
+            return digest
+
+        return self._retrying(ask)
+
+    def tags(self, repository: str) -> Iterator[str]:
+        """The repository's tags, page by page."""
+        return self._names(repository, f"{self.url}/v2/{repository}/tags/list", "tags", is_tag)
+
+    def repositories(self) -> Iterator[str]:
+        """All repositories of a registry that lists them, page by page."""
+        return self._names("", f"{self.url}/v2/_catalog", "repositories", is_repository)
+
+    def referrers(self, repository: str, digest: str) -> tuple[Descriptor, ...]:
+        """What is about a manifest, such as its signatures: by the referrers API, else by the tag that stands in for it."""
+        found: list[Descriptor] = []
+        url = f"{self.url}/v2/{repository}/referrers/{digest}"
+        try:
+            for body, content_type in self._pages(repository, url, {"Accept": MEDIA_TYPES[0]}):
+                listed = _parse(url, body, content_type)
+                if not listed.is_index:
+                    raise RegistryError(url, "the answer is an image, not a list of referrers", _NO_REGISTRY, 200)
+                found.extend(listed.manifests)
+        except RegistryError as error:
+            # A registry that knows the API never says 404; of the others some find the path malformed.
+            if error.status not in (400, 404, 405, 501):
+                raise
+            algorithm, _colon, encoded = digest.partition(":")
+            try:
+                found.extend(self.manifest(repository, f"{algorithm}-{encoded[:64]}")[0].manifests)
+            except RegistryError as absent:
+                if absent.status != 404:
+                    raise
+        return tuple({item.digest: item for item in found}.values())
+
+    def cosign(self, repository: str, digest: str) -> dict[str, Descriptor]:
+        """What cosign attached to a manifest by tags: ``signature``, ``attestation`` and ``sbom``, those that are there."""
+        asked = {kind: self.head_manifest(repository, f"{digest.replace(':', '-')}.{suffix}") for kind, suffix in _COSIGN.items()}
+        return {kind: item for kind, item in asked.items() if item is not None}
 
     def _manifest(self, repository: str, target: str) -> tuple[Manifest, Transfer]:
         url = f"{self.url}/v2/{repository}/manifests/{target}"
@@ -252,11 +383,7 @@ class RegistryClient:
             claimed = answer.headers.get("Docker-Content-Digest", "")
         if len(body) > MAX_MANIFEST_BYTES:
             raise RegistryError(url, f"the answer is longer than a manifest can be ({MAX_MANIFEST_BYTES} bytes)", _NO_REGISTRY, 200)
-        try:
-            manifest = parse_manifest(body, content_type)
-        except ManifestError as error:
-            why = f"the answer is no manifest, {error}: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
-            raise RegistryError(url, why, _NO_REGISTRY, 200) from None
+        manifest = _parse(url, body, content_type)
         wanted = target if is_digest(target) else claimed if is_digest(claimed) else ""
         algorithm = wanted.partition(":")[0] or "sha256"
         digest = f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
@@ -264,30 +391,88 @@ class RegistryClient:
             raise RegistryError(url, f"the manifest has the digest {digest} instead of {wanted}", _WRONG_BYTES, 200)
         return manifest, Transfer(digest, len(body), time.monotonic() - began, first - began)
 
-    def _blob(self, repository: str, blob: Descriptor, sink: Sink | None) -> Transfer:
+    def _head_manifest(self, repository: str, target: str) -> Descriptor | None:
+        url = f"{self.url}/v2/{repository}/manifests/{target}"
+        with self._head(repository, url, {"Accept": ", ".join(MEDIA_TYPES)}) as answer:
+            if answer is None:
+                return None
+            digest, length = answer.headers.get("Docker-Content-Digest", ""), answer.headers.get("Content-Length", "")
+            media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if is_digest(target) and is_digest(digest) and digest != target:
+            raise RegistryError(url, f"the answer is about {digest}", _WRONG_BYTES, 200)
+        # A registry should say the digest; only the bytes tell that of one that does not.
+        if not is_digest(digest) or not re.fullmatch("[0-9]{1,15}", length):
+            manifest, transfer = self._manifest(repository, target)
+            return Descriptor(transfer.digest, transfer.bytes, manifest.media_type)
+        return Descriptor(digest, int(length), media_type)
+
+    def _blob(self, repository: str, download: _Download) -> Transfer:
+        blob = download.blob
         url = f"{self.url}/v2/{repository}/blobs/{blob.digest}"
-        began, first = time.monotonic(), 0.0
-        running = hashlib.new(blob.digest.partition(":")[0])
-        with self._get(repository, url, {}) as answer:
+        if not download.received or download.received < blob.size:
+            self._blob_rest(repository, url, download)
+        if download.digest != blob.digest:
+            raise RegistryError(url, f"the body has the digest {download.digest}", _WRONG_BYTES, 200)
+        return download.transfer()
+
+    def _blob_rest(self, repository: str, url: str, download: _Download) -> None:
+        """What is still to come. No If-Range: a digest names the same bytes for ever, and a mirror has other validators once they are stored."""
+        size, start = download.blob.size, download.received if download.ranges else 0
+        with self._get(repository, url, {"Range": f"bytes={start}-"} if start else {}, also=(206, 416) if start else ()) as answer:
             is_page = answer.headers.get("Content-Type", "").startswith("text/")
-            cache_status = answer.headers.get("Cache-Status")
+            if answer.status == 200:
+                start = 0
+            elif answer.status == 416 or parse_content_range(answer.headers.get("Content-Range", "")) not in ((start, size - 1, size), (start, size - 1, None)):
+                download.ranges = False
+                raise RegistryError(url, f"it does not send the bytes from {start} on that were asked for", _JOURNAL, answer.status, temporary=True)
+            download.note(answer.headers.get("Cache-Status"))
             while True:
                 chunk = answer.chunk()
-                first = first or time.monotonic()
-                running.update(chunk)
-                if not chunk or answer.received > blob.size:
+                download.first_byte = download.first_byte or time.monotonic()
+                came = start + answer.received
+                if not chunk or came > size:
                     break
-                if sink:
-                    sink(chunk)
-        if answer.received != blob.size:
-            size = "more" if answer.received > blob.size else f"{answer.received}"
-            why = f"the body has {size} bytes, where the manifest says {blob.size}"
-        elif running.hexdigest() != blob.digest.partition(":")[2]:
-            why = f"the body has the digest {running.name}:{running.hexdigest()}"
-        else:
-            cached = None if cache_status is None else bool(re.search(r";\s*hit\b", cache_status))
-            return Transfer(blob.digest, answer.received, time.monotonic() - began, first - began, cached)
-        raise RegistryError(url, why, _NO_REGISTRY if is_page else _WRONG_BYTES, 200)
+                # Of a body that begins anew, the part that came before is left out.
+                download.take(chunk[max(0, len(chunk) - (came - download.received)):])
+        if came != size:
+            why = f"the body has {'more' if came > size else came} bytes, where the manifest says {size}"
+            raise RegistryError(url, why, _NO_REGISTRY if is_page else _WRONG_BYTES, 200)
+
+    def _names(self, repository: str, url: str, key: str, is_name: Callable[[str], bool]) -> Iterator[str]:
+        for body, content_type in self._pages(repository, f"{url}?n={_PAGE}", {}):
+            try:
+                names = json.loads(body)[key] or []
+            except (ValueError, LookupError, TypeError, RecursionError):
+                names = None
+            if not isinstance(names, list):
+                why = f"the answer holds no {key}: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+                raise RegistryError(url, why, _NO_REGISTRY, 200)
+            for name in names:
+                # They become parts of URLs.
+                if not isinstance(name, str) or not is_name(name):
+                    raise RegistryError(url, f"among the {key} is {str(name)[:200]!r}, which is none", _NO_REGISTRY, 200)
+                yield name
+
+    def _pages(self, repository: str, url: str, headers: Mapping[str, str]) -> Iterator[tuple[bytes, str]]:
+        """The bodies and types of a list's pages ("Listing Tags" in the specification)."""
+        seen: set[str] = set()
+        while url not in seen and len(seen) < _MAX_PAGES:
+            seen.add(url)
+            body, content_type, link = self._retrying(partial(self._page, repository, url, headers))
+            yield body, content_type
+            following = next_link(link)
+            if not following:
+                return
+            # Only its query: behind a proxy, host and path are those of another place. And no page leads the credentials away.
+            url = f"{url.partition('?')[0]}?{_query(url, following)}"
+        raise RegistryError(url, "its pages have no end", _JOURNAL, 200)
+
+    def _page(self, repository: str, url: str, headers: Mapping[str, str]) -> tuple[bytes, str, str]:
+        with self._get(repository, url, headers) as answer:
+            body = answer.read(_MAX_LIST_BYTES)
+            if len(body) > _MAX_LIST_BYTES:
+                raise RegistryError(url, f"a page of the list is longer than {_MAX_LIST_BYTES} bytes", _NO_REGISTRY, 200)
+            return body, answer.headers.get("Content-Type", ""), ", ".join(answer.headers.get_all("Link") or [])
 
     def _retrying(self, fetch: Callable[[], T]) -> T:
         attempt = 0
@@ -297,33 +482,49 @@ class RegistryClient:
             except RegistryError as error:
                 attempt += 1
                 error.attempts = attempt
-                if not error.temporary or attempt > self._retries:
+                wished = error.retry_after or 0.0
+                if not error.temporary or attempt > self._retries or wished > _LONGEST_WAIT:
                     raise
             # Jitter: a mirror that comes back must not meet all its docker hosts in one moment.
-            time.sleep(min(_LONGEST_PAUSE, 0.25 * 2**attempt) * random.uniform(0.5, 1.0))
+            time.sleep(max(wished, min(_LONGEST_PAUSE, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)))
 
     @contextmanager
-    def _get(self, repository: str, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
-        """A 200, after authentication and redirects."""
+    def _head(self, repository: str, url: str, headers: Mapping[str, str]) -> Iterator[Answer | None]:
+        """A 200's headers; None for what is not there, or not stored where only that was asked."""
+        with self._get(repository, url, headers, "HEAD", also=(404, 504) if self._only_if_cached else (404,)) as answer:
+            answer.chunk()
+            if answer.status == 200 and answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise RegistryError(url, "the answer is a page", _NO_REGISTRY, 200)
+            yield answer if answer.status == 200 else None
+
+    @contextmanager
+    def _get(self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = ()) -> Iterator[Answer]:
+        """A 200, or another status that is looked for, after authentication and redirects."""
         where, redirects, asked = url, 0, False
-        while True:
-            sent = {**headers, "User-Agent": "mirrorfleet.registry"}
-            at_home = _origin(where) == self._origin
-            if at_home and repository in self._authorization:
-                sent["Authorization"] = self._authorization[repository]
-            with self._http.get(where, sent) as answer:
-                if answer.status == 200:
-                    yield answer
-                    return
+        try:
+            while True:
+                sent = {**headers, "User-Agent": "mirrorfleet.registry"}
+                if self._only_if_cached:
+                    sent["Cache-Control"] = "only-if-cached"
+                at_home = _origin(where) == self._origin
+                if at_home and repository in self._authorization:
+                    sent["Authorization"] = self._authorization[repository]
+                with self._http.get(where, sent, method) as answer:
+                    if answer.status == 200 or answer.status in also:
+                        yield answer
+                        return
+                    body = answer.read(_MAX_ERROR_BYTES)
                 location = answer.headers.get("Location", "")
                 challenges = answer.headers.get_all("WWW-Authenticate") or []
-                body = answer.read(_MAX_ERROR_BYTES)
-            if answer.status in _REDIRECTS and location and redirects < _MAX_REDIRECTS:
-                where, redirects = _join(where, location), redirects + 1
-            elif answer.status == 401 and challenges and at_home and not asked:
-                self._authorization[repository], asked = self._authorize(where, ", ".join(challenges), repository), True
-            else:
-                raise self._failure(where, answer.status, body)
+                if answer.status in _REDIRECTS and location and redirects < _MAX_REDIRECTS:
+                    where, redirects = _join(where, location), redirects + 1
+                elif answer.status == 401 and challenges and at_home and not asked:
+                    self._authorization[repository], asked = self._authorize(where, ", ".join(challenges), repository), True
+                else:
+                    raise self._failure(where, answer, body)
+        except RegistryError as error:
+            error.method = error.method or method
+            raise
 
     def _authorize(self, url: str, challenges: str, repository: str) -> str:
         """The Authorization header that answers a challenge."""
@@ -344,12 +545,12 @@ class RegistryClient:
             why = f"it sends for a token to {public_url(realm)}, which is not https and does not get the credentials"
             raise RegistryError(url, why, "Correct the realm in the registry's configuration.", 401)
         parameters = {key: challenge[key] for key in ("service", "scope") if challenge.get(key)}
-        parameters.setdefault("scope", f"repository:{repository}:pull")
+        parameters.setdefault("scope", f"repository:{repository}:pull" if repository else "registry:catalog:*")
         where = f"{realm}{'&' if '?' in realm else '?'}{urlencode(parameters)}"
         with self._http.get(where, {"Authorization": self._basic} if self._basic else {}) as answer:
             body = answer.read(_MAX_TOKEN_BYTES)
         if answer.status != 200:
-            raise self._failure(where, answer.status, body)
+            raise self._failure(where, answer, body)
         try:
             document = json.loads(body)
             token = document.get("token") or document.get("access_token")
@@ -359,17 +560,23 @@ class RegistryClient:
             raise RegistryError(where, "the answer holds no token", "Check the realm in the registry's configuration.", 200)
         return token
 
-    def _failure(self, url: str, status: int, body: bytes) -> RegistryError:
-        said = _quote(body)
+    def _failure(self, url: str, answer: Answer, body: bytes) -> RegistryError:
+        said, status = _quote(body), answer.status
         # A registry that repeats what it was sent must not bring a secret into a log.
         for secret in (self._password, self._basic[len("Basic "):], *(value.partition(" ")[2] for value in self._authorization.values())):
             said = said.replace(secret, "***") if secret else said
         why = f"{status} {http.client.responses.get(status, '')}".strip() + (f", and says {said}" if said else "")
+        retry_after = parse_retry_after(answer.headers.get("Retry-After", ""), datetime.now(timezone.utc))
+        if retry_after is not None and retry_after > _LONGEST_WAIT:
+            why += f", and asks to wait {retry_after:.0f} seconds"
         if status == 401:
             remedy = "The given username and password were refused; correct them." if self._basic else "Set username and password."
         else:
             remedy = _REMEDIES.get(status, "It or its way to the upstream is broken; look at its journal." if status >= 500 else "")
-        return RegistryError(url, why, remedy, status, status in _TEMPORARY)
+        temporary = status in _TEMPORARY and not (status == 504 and self._only_if_cached)
+        error = RegistryError(url, why, remedy, status, temporary, retry_after)
+        error.method = answer.method
+        return error
 
 
 def public_url(url: str) -> str:
@@ -388,6 +595,53 @@ def parse_challenges(header: str) -> dict[str, dict[str, str]]:
         else:
             parameters[name.lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
     return found
+
+
+def parse_retry_after(value: str, now: datetime) -> float | None:
+    """The seconds that Retry-After asks to wait: of a number, or of a date and the time that it is (RFC 9110, section 10.2.3)."""
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        then = parsedate_to_datetime(value)
+        return max(0.0, (then if then.tzinfo else then.replace(tzinfo=timezone.utc)).timestamp() - now.timestamp())
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+
+
+def parse_content_range(value: str) -> tuple[int, int, int | None] | None:
+    """First byte, last byte and whole length, None where it is not known; None for what is no range (RFC 9110, section 14.4)."""
+    match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", value.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    first, last, length = int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])
+    return (first, last, length) if first <= last and (length is None or last < length) else None
+
+
+def next_link(header: str) -> str:
+    """The target of the link whose relation is ``next``, as it is written; empty when there is none (RFC 8288, section 3)."""
+    parameter = r'\s*;\s*([^\s=;,"<>]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;,"<>]+)))?'
+    for link in re.finditer(rf"<([^<>]*)>((?:{parameter})*)", header):
+        for name, quoted, plain in re.findall(parameter, link[2]):
+            if name.lower() == "rel":
+                if "next" in (quoted or plain).lower().split():
+                    return link[1]
+                break
+    return ""
+
+
+def _query(url: str, link: str) -> str:
+    query = urlsplit(_join(url, link)).query
+    if not query or re.search(r"[^\x21-\x7e]", query):
+        raise RegistryError(url, "its next page has an address without a query", _JOURNAL, 200)
+    return query
+
+
+def _parse(url: str, body: bytes, content_type: str) -> Manifest:
+    try:
+        return parse_manifest(body, content_type)
+    except ManifestError as error:
+        why = f"the answer is no manifest, {error}: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+        raise RegistryError(url, why, _NO_REGISTRY, 200) from None
 
 
 def _origin(url: str) -> Origin:
@@ -409,9 +663,9 @@ def _join(url: str, location: str) -> str:
         raise RegistryError(url, "it redirects to what is no URL", _JOURNAL) from None
 
 
-def _send(connection: http.client.HTTPConnection, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
     try:
-        connection.request("GET", target, headers=dict(headers))
+        connection.request(method, target, headers=dict(headers))
         return connection.getresponse()
     except BaseException:
         connection.close()

@@ -66,7 +66,7 @@ options:
   retries:
     description:
       - How often a manifest or blob is asked for again after a broken connection, a time-out, 429 or 5xx, with growing pauses
-        of 0.25 to 8 seconds.
+        of 0.25 to 8 seconds, or after the seconds that C(Retry-After) asks for, up to 60. A blob goes on at the byte where it broke.
     type: int
     default: 3
 attributes:
@@ -175,11 +175,11 @@ blobs:
       type: bool
       sample: true
     seconds:
-      description: The seconds from its request to its last byte.
+      description: The seconds from its first request to its last byte.
       type: float
       sample: 12.871
     seconds_to_first_byte:
-      description: The seconds from its request to its first byte.
+      description: The seconds from its first request to its first byte.
       type: float
       sample: 0.104
 """

@@ -389,6 +389,84 @@ def test_what_the_upstream_does_not_have(lab: Lab) -> None:
     assert (status, json.loads(body)["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
 
 
+# ---- only what is stored
+
+def only_stored(lab: Lab, name: str, target: str, method: str = "GET", directive: str = "only-if-cached") -> tuple[int, http.client.HTTPMessage, bytes]:
+    return lab.open.request(name, target, method, Cache_Control=directive)
+
+
+def test_what_is_stored_is_told_without_the_cache(lab: Lab) -> None:
+    lab.cache.fill(lab.open, "svc/app", IMAGE)
+    assert lab.open.request("hub", "/v2/svc/app/manifests/1", Accept=IMAGE.media_type)[0] == 200
+    with lab.cache.stopped():
+        for target, media_type, digest, content in (
+            (f"/v2/svc/any/blobs/{BLOB}", "application/octet-stream", BLOB, LAYER),
+            (f"/v2/svc/app/manifests/{IMAGE.digest}?ns=docker.io", "application/json", IMAGE.digest, IMAGE.manifest),
+            ("/v2/svc/app/manifests/1", "text/plain", None, IMAGE.digest.encode()),
+        ):
+            for method, body in (("GET", content), ("HEAD", b"")):
+                status, headers, got = only_stored(lab, "hub", target, method, "no-transform, Only-If-Cached")
+                assert (status, got == body, headers["Content-Length"]) == (200, True, str(len(content)))
+                assert (headers["Content-Type"], headers["Docker-Content-Digest"], headers["Cache-Status"]) == (media_type, digest, "mirror; hit")
+                assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("target", [
+    "/v2/svc/app/manifests/2", f"/v2/svc/app/manifests/{DIGEST}", f"/v2/svc/app/blobs/{DIGEST}", "/v2/svc/app/tags/list", "/v2/svc/none/manifests/1",
+    # The blob is stored, but it is no manifest of this repository; and what is below a repository is none.
+    f"/v2/svc/app/manifests/{BLOB}", f"/v2/svc/other/manifests/{IMAGE.digest}", "/v2/svc/manifests/app", "/v2/blobs/manifests/tags/list",
+    f"/v2/a/manifests/blobs/{DIGEST}", f"/v2/a/tags/blobs/manifests/{DIGEST}",
+])
+def test_what_is_not_stored_is_not_fetched(lab: Lab, target: str) -> None:
+    lab.cache.fill(lab.open, "svc/app", IMAGE)
+    with lab.cache.stopped():
+        for method in ("GET", "HEAD"):
+            status, headers, body = only_stored(lab, "hub", target, method)
+            assert (status, headers["Cache-Status"]) == (504, "mirror; detail=not-stored")
+        assert only_stored(lab, "hub", target)[1]["Content-Type"] == "application/json"
+    for name in ("noted", "dead"):
+        assert only_stored(lab, name, target)[0] == 504
+    assert lab.noted.seen == lab.asked.seen == []
+    error = error_of(*only_stored(lab, "noted", target)[1:])
+    assert "noted.test" in error["message"] and "only-if-cached" in error["message"]
+
+
+def test_only_the_whole_word_keeps_a_request_here(lab: Lab) -> None:
+    for number, directive in enumerate(("no-cache", "x-only-if-cached", "only-if-cached-or-not", "max-age=0")):
+        assert only_stored(lab, "noted", MANIFEST, directive=directive)[0] == 200
+        assert len(lab.noted.seen) == number + 1
+
+
+def test_the_edge_says_that_it_understands(lab: Lab) -> None:
+    for edge in (lab.open, lab.tight_tls):
+        assert edge.request("hub", "/v2/")[1]["Cache-Status"] == "mirror; hit"
+    # Of another's answer it does not pass on what it would say itself.
+    lab.noted.answers[MANIFEST] = Answer(200, {"Cache-Status": "mirror; hit"}, b"{}")
+    assert lab.open.request("noted", MANIFEST)[1]["Cache-Status"] is None
+
+
+def test_nobody_asks_past_the_edge_s_rules(lab: Lab) -> None:
+    """Neither who may ask nor how is another matter for what is stored; and its own paths are not the client's."""
+    lab.cache.fill(lab.open, "svc/app", IMAGE)
+    only = {"Cache_Control": "only-if-cached"}
+    target = f"/v2/svc/app/manifests/{IMAGE.digest}"
+    assert lab.locked.request("hub", target, **only)[0] == 401
+    assert lab.narrow.request("hub", target, **only)[0] == 403
+    assert lab.open.request("hub", target, "PUT", **only)[0] == 405
+    for bad in (
+        f"/stored{target}", "/stored/", "/v2/../stored/x", "/v2/svc/app/manifests/..", "/v2/svc/app/_manifests/manifests/1", "/v2/svc/%61pp/manifests/1",
+    ):
+        assert lab.open.request("hub", bad, **only)[0] == 404
+
+
+def test_to_ask_for_what_is_stored_is_no_use_of_it(lab: Lab) -> None:
+    lab.cache.fill(lab.open, "svc/app", IMAGE)
+    for number, target in enumerate((f"/v2/svc/app/blobs/{BLOB}", f"/v2/svc/app/manifests/{IMAGE.digest}", "/v2/svc/app/manifests/none")):
+        lab.open.request("hub", target, "HEAD", Cache_Control="only-if-cached", User_Agent=f"asks {number}")
+    lines = [lab.open.line(f"asks {number}") for number in range(3)]
+    assert [(line["source"], line["status"]) for line in lines] == [("edge", 200), ("edge", 200), ("edge", 504)]
+
+
 # ---- what reaches the cache
 
 @pytest.mark.parametrize("target", [

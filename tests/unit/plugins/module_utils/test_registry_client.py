@@ -6,11 +6,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import os
+import re
 import socket
 import time
 import tracemalloc
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -18,12 +22,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import registry_client
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import (
     RegistryClient,
     RegistryError,
+    next_link,
     parse_challenges,
+    parse_content_range,
+    parse_retry_after,
     public_url,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
@@ -38,6 +46,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     digest_of,
     free_port,
     image_of,
+    index_of,
     layer_of,
 )
 
@@ -139,6 +148,72 @@ class TestARealRegistry:
             assert "TLS failed" in str(failure_of(client))
 
 
+    def test_a_head_tells_without_a_body(self, registry: Registry) -> None:
+        digest = registry.push("svc/app", "1", IMAGE)
+        with RegistryClient(registry.url) as client:
+            for target in ("1", digest):
+                assert client.head_manifest("svc/app", target) == Descriptor(digest, len(IMAGE.manifest), IMAGE.media_type)
+            assert client.head_manifest("svc/app", "2") is None
+            assert client.head_blob("svc/app", DESCRIPTOR.digest) and not client.head_blob("svc/app", digest_of(b"absent"))
+
+    def test_lists_come_page_by_page(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = [f"svc/{number}" for number in range(7)]
+        for name in names:
+            registry.push(name, "1", IMAGE)
+        registry.push("svc/0", "latest", IMAGE)
+        monkeypatch.setattr(registry_client, "_PAGE", 3)
+        with RegistryClient(registry.url) as client:
+            assert list(client.repositories()) == names
+            assert sorted(client.tags("svc/0")) == ["1", "latest"]
+            with pytest.raises(RegistryError, match="404 Not Found"):
+                list(client.tags("svc/absent"))
+
+    def test_what_cosign_attached_is_found_by_its_tags(self, registry: Registry) -> None:
+        digest = registry.push("svc/app", "1", IMAGE)
+        with RegistryClient(registry.url) as client:
+            assert client.cosign("svc/app", digest) == {} and client.referrers("svc/app", digest) == ()
+            signature, sbom = image_of(layer_of({"signature": b"s"})), image_of(layer_of({"sbom": b"b"}))
+            for image, suffix in ((signature, "sig"), (sbom, "sbom")):
+                registry.push("svc/app", f"{digest.replace(':', '-')}.{suffix}", image)
+            found = client.cosign("svc/app", digest)
+        assert {kind: item.digest for kind, item in found.items()} == {"signature": signature.digest, "sbom": sbom.digest}
+
+    def test_referrers_are_read_by_their_tag(self, registry: Registry) -> None:
+        """Distribution 2.8 has no referrers API."""
+        digest = registry.push("svc/app", "1", IMAGE)
+        index = json.loads(index_of({"": IMAGE}))
+        index["manifests"][0]["artifactType"] = "application/vnd.example.sbom"
+        registry.push_manifest("svc/app", digest.replace(":", "-"), json.dumps(index).encode(), index["mediaType"])
+        with RegistryClient(registry.url) as client:
+            (referrer,) = client.referrers("svc/app", digest)
+        assert (referrer.digest, referrer.artifact_type) == (IMAGE.digest, "application/vnd.example.sbom")
+
+    @pytest.mark.parametrize("cuts", [[1], [len(LAYER) - 1], [300_000, 500_000]])
+    def test_a_broken_blob_goes_on_where_it_broke(self, registry: Registry, serve: Serve, cuts: list[int]) -> None:
+        """On the way to the registry a connection breaks when so much of the blob has passed."""
+        registry.push("svc/app", "1", IMAGE)
+        left, passed = list(cuts), [0]
+
+        def relay(path: str) -> Iterator[bytes]:
+            asked = re.search(r"(?im)^range: (.*?)\r$", server.requests[-1])
+            connection = http.client.HTTPConnection("127.0.0.1", registry.port)
+            connection.request("GET", path, headers={"Range": asked[1]} if asked else {})
+            said = connection.getresponse()
+            body = said.read()
+            connection.close()
+            if left:
+                body = body[: left.pop(0) - passed[0]]
+            passed[0] += len(body)
+            yield f"HTTP/1.1 {said.status} {said.reason}\r\n{said.headers}".replace("\n", "\r\n").replace("\r\r", "\r").encode() + body
+
+        server, received = serve(relay), bytearray()
+        with RegistryClient(server.url, retries=len(cuts)) as client:
+            transfer = client.blob("svc/app", DESCRIPTOR, received.extend)
+        assert received == LAYER and transfer.bytes == len(LAYER)
+        assert passed == [len(LAYER)], "no byte came twice"
+        assert [re.findall(r"(?im)^range: bytes=(\d+)-\r$", request) for request in server.requests] == [[], *([str(cut)] for cut in cuts)]
+
+
 class TestConnections:
     def test_they_are_kept(self, serve: Serve) -> None:
         server = serve(lambda path: answers_of(IMAGE)[path])
@@ -214,6 +289,158 @@ class TestFaults:
         always = serve(lambda _path: [broken])
         with RegistryClient(always.url, retries=0) as client, pytest.raises(RegistryError, match="the connection broke off"):
             client.blob("svc/app", DESCRIPTOR)
+
+    @pytest.mark.parametrize("second", [
+        answer(200, LAYER),
+        answer(206, LAYER[9:], Content_Range=f"bytes 9-{len(LAYER) - 1}/{len(LAYER)}"),
+        answer(206, LAYER[9:], Content_Range=f"bytes 9-{len(LAYER) - 1}/*"),
+    ])
+    def test_the_sink_gets_each_byte_once(self, serve: Serve, second: bytes) -> None:
+        server, received = serve(lambda _path: [answer(200, LAYER)[: len(answer(200)) + 5 + 9]] if len(server.requests) == 1 else second), bytearray()
+        with RegistryClient(server.url, retries=1) as client:
+            assert client.blob("svc/app", DESCRIPTOR, received.extend).bytes == len(LAYER)
+        assert received == LAYER and "Range: bytes=9-\r\n" in server.requests[1]
+
+    @pytest.mark.parametrize("second", [
+        answer(416, b"no", Content_Range=f"bytes */{len(LAYER)}"),
+        answer(206, LAYER[8:], Content_Range=f"bytes 8-{len(LAYER) - 1}/{len(LAYER)}"),
+        answer(206, LAYER[9:], Content_Range=f"bytes 9-{len(LAYER) - 1}/{len(LAYER) + 1}"),
+        answer(206, LAYER[9:-1], Content_Range=f"bytes 9-{len(LAYER) - 2}/{len(LAYER)}"),
+        answer(206, LAYER[9:]),
+        answer(206, LAYER[9:], Content_Range="bytes"),
+    ])
+    def test_another_part_than_asked_for_is_not_taken(self, serve: Serve, second: bytes) -> None:
+        """It is asked for as a whole then."""
+        answers, received = [[answer(200, LAYER)[: len(answer(200)) + 5 + 9]], second, answer(200, LAYER)], bytearray()
+        server = serve(lambda _path: answers[len(server.requests) - 1])
+        with RegistryClient(server.url, retries=2) as client:
+            assert client.blob("svc/app", DESCRIPTOR, received.extend).bytes == len(LAYER)
+        assert received == LAYER and "Range" not in server.requests[2]
+        server.requests.clear()
+        with RegistryClient(server.url, retries=1) as client, pytest.raises(RegistryError, match="does not send the bytes from 9 on"):
+            client.blob("svc/app", DESCRIPTOR)
+
+    def test_parts_of_different_blobs_are_no_blob(self, serve: Serve) -> None:
+        wrong = bytes(len(LAYER))
+        answers = [[answer(200, wrong)[: -9]], answer(206, LAYER[-9:], Content_Range=f"bytes {len(LAYER) - 9}-{len(LAYER) - 1}/{len(LAYER)}")]
+        server = serve(lambda _path: answers[len(server.requests) - 1])
+        with RegistryClient(server.url, retries=1) as client, pytest.raises(RegistryError, match="the body has the digest"):
+            client.blob("svc/app", DESCRIPTOR)
+
+    def test_a_blob_whose_end_alone_was_lost_is_not_asked_for_again(self, serve: Serve) -> None:
+        server = serve(lambda _path: [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + f"{len(LAYER):x}\r\n".encode() + LAYER])
+        with RegistryClient(server.url, retries=1) as client:
+            assert client.blob("svc/app", DESCRIPTOR).bytes == len(LAYER)
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize("as_date", [False, True])
+    def test_retry_after_is_waited_for(self, serve: Serve, status: int, as_date: bool) -> None:
+        def answers(path: str) -> bytes:
+            if len(server.requests) > 1:
+                return answers_of(IMAGE)[path]
+            # A date has no parts of a second.
+            return answer(status, Retry_After=format_datetime(datetime.now(timezone.utc) + timedelta(seconds=3), usegmt=True) if as_date else "2")
+
+        server = serve(answers)
+        began = time.monotonic()
+        with RegistryClient(server.url, retries=1) as client:
+            client.manifest("svc/app", "1")
+        assert len(server.requests) == 2 and time.monotonic() - began > 1.9
+
+    def test_too_long_a_wait_is_told_instead(self, serve: Serve) -> None:
+        server = serve(lambda _path: answer(429, Retry_After="3600"))
+        began = time.monotonic()
+        with RegistryClient(server.url) as client:
+            error = failure_of(client)
+        assert "429 Too Many Requests, and asks to wait 3600 seconds." in str(error)
+        assert (len(server.requests), error.retry_after) == (1, 3600) and time.monotonic() - began < 10
+
+    @pytest.mark.parametrize("said", [
+        answer(200, b"<html>Portal</html>", Content_Type="text/html"), answer(200, b"[]"), answer(200, b"{}"), answer(200, b'{"tags": 1, "repositories": 1}'),
+        answer(200, b'{"tags": ["../x"], "repositories": ["../x"]}'), answer(200, b'{"tags": [1], "repositories": [1]}'), answer(200, b"[" * 100_000),
+        answer(401, WWW_Authenticate="Basic"), answer(403), answer(429, Retry_After="600"), answer(500), answer(200, b'{"tags": []')[:-1],
+    ])
+    def test_a_list_that_is_none_is_told(self, serve: Serve, said: bytes) -> None:
+        server = serve(lambda _path: [said])
+        with RegistryClient(server.url, retries=0) as client:
+            for names in (client.tags("svc/app"), client.repositories()):
+                with pytest.raises(RegistryError):
+                    list(names)
+
+    def test_pages_are_found_by_the_query_alone(self, serve: Serve) -> None:
+        """Behind a proxy the next page's address is that of another place, and no page leads the credentials away."""
+        links = [
+            '</v2/svc/app/tags/list?last=a&n=1>; rel="next"', '<http://inside.example:81/other/path?last=b&n=1>; title="a,b"; rel="last next"',
+            "<?last=c>;rel=prev",
+        ]
+
+        def answers(_path: str) -> bytes:
+            number = len(server.requests) - 1
+            return answer(200, json.dumps({"tags": ["abc"[number]]}).encode(), Link=links[number])
+
+        server = serve(answers)
+        with RegistryClient(f"{server.url}/prefix") as client:
+            assert list(client.tags("svc/app")) == ["a", "b", "c"]
+        assert [request.split()[1] for request in server.requests] == [
+            "/prefix/v2/svc/app/tags/list?n=1000", "/prefix/v2/svc/app/tags/list?last=a&n=1", "/prefix/v2/svc/app/tags/list?last=b&n=1",
+        ]
+
+    @pytest.mark.parametrize("link", ["<?n=1000>; rel=next", "<?n=1>; rel=next", "<http://[>; rel=next", "<x>; rel=next"])
+    def test_pages_in_a_circle_end(self, serve: Serve, link: str) -> None:
+        server = serve(lambda _path: answer(200, b'{"tags": ["a"]}', Link=link))
+        with RegistryClient(server.url, retries=0) as client, pytest.raises(RegistryError):
+            list(client.tags("svc/app"))
+        assert len(server.requests) <= 2
+
+    def test_referrers_come_by_their_api(self, serve: Serve) -> None:
+        def answers(path: str) -> bytes:
+            document = json.loads(index_of({"": IMAGE}))
+            document["manifests"][0].update(artifactType="application/vnd.example", digest=digest_of(path.encode()))
+            link = {} if "last" in path else {"Link": "<?last=1>; rel=next"}
+            return answer(200, json.dumps(document).encode(), Content_Type=document["mediaType"], **link)
+
+        server = serve(answers)
+        with RegistryClient(server.url) as client:
+            assert [item.artifact_type for item in client.referrers("svc/app", IMAGE.digest)] == ["application/vnd.example"] * 2
+        assert [request.split()[1] for request in server.requests] == [f"/v2/svc/app/referrers/{IMAGE.digest}{query}" for query in ("", "?last=1")]
+
+    @pytest.mark.parametrize(("said", "status"), [
+        (answer(401, WWW_Authenticate="Basic"), 401), (answer(403), 403), (answer(429, Retry_After="600"), 429), (answer(500), 500),
+        (answer(200, b"<html>", Content_Type="text/html"), 200), (answer(200, b"{}"), 200), (answer(200, IMAGE.manifest)[:-1], None),
+    ])
+    def test_referrers_that_cannot_be_had_are_told(self, serve: Serve, said: bytes, status: int | None) -> None:
+        server = serve(lambda _path: [said])
+        with RegistryClient(server.url, retries=0) as client, pytest.raises(RegistryError) as caught:
+            client.referrers("svc/app", IMAGE.digest)
+        assert status is None or caught.value.status == status
+
+    @pytest.mark.parametrize(("said", "status"), [
+        (answer(401, WWW_Authenticate="Basic"), 401), (answer(403), 403), (answer(429, Retry_After="600"), 429), (answer(500), 500),
+        (answer(200, Content_Type="text/html"), 200), (answer(504), 504),
+    ])
+    def test_a_head_that_fails_is_told(self, serve: Serve, said: bytes, status: int) -> None:
+        server = serve(lambda _path: said)
+        with RegistryClient(server.url, retries=0) as client:
+            for ask in (lambda: client.head_manifest("svc/app", "1"), lambda: client.head_blob("svc/app", DESCRIPTOR.digest)):
+                with pytest.raises(RegistryError) as caught:
+                    ask()
+                assert caught.value.status == status and str(caught.value).startswith(f"HEAD {server.url}/v2/svc/app/")
+
+    def test_a_head_without_a_digest_needs_the_manifest(self, serve: Serve) -> None:
+        server = serve(lambda path: answer(200, b"" if server.requests[-1].startswith("HEAD") else IMAGE.manifest, Content_Type=IMAGE.media_type))
+        with RegistryClient(server.url, retries=0) as client:
+            assert client.head_manifest("svc/app", "1") == Descriptor(IMAGE.digest, len(IMAGE.manifest), IMAGE.media_type)
+            server.answers = lambda _path: answer(200, Content_Type=IMAGE.media_type, Docker_Content_Digest=IMAGE.digest)
+            with pytest.raises(RegistryError, match="the answer is about"):
+                client.head_manifest("svc/app", digest_of(b"other"))
+
+    def test_only_what_is_stored_is_asked_for(self, serve: Serve) -> None:
+        server = serve(lambda _path: answer(504))
+        with RegistryClient(server.url, only_if_cached=True) as client:
+            assert client.head_manifest("svc/app", "1") is None and not client.head_blob("svc/app", DESCRIPTOR.digest)
+            assert failure_of(client).status == 504
+        assert len(server.requests) == 3 and all("Cache-Control: only-if-cached\r\n" in request for request in server.requests)
 
     def test_a_manifest_of_another_digest_is_refused(self, serve: Serve) -> None:
         other = image_of(layer_of({"other": b""}))
@@ -403,3 +630,52 @@ def test_no_query_and_no_user_is_shown(before: str, after: str) -> None:
     secret = "s3cret"
     assert secret not in public_url(f"https://reader:{secret}@mirror/v2/")
     assert secret not in public_url(f"https://mirror/{before}?{after}{secret}")
+
+
+quoted_text = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'))
+link_target = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="<>"))
+link_parameters = st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True).filter(lambda name: name != "rel"), quoted_text, max_size=3)
+
+
+@given(st.lists(st.tuples(link_target, link_parameters, st.sampled_from(["next", "prev", "last first", "prev NEXT"])), max_size=4), st.booleans())
+def test_any_next_link_is_found(links: list[tuple[str, dict[str, str], str]], rel_last: bool) -> None:
+    def written(target: str, parameters: dict[str, str], rel: str) -> str:
+        others = [f'{name}="{value}"' for name, value in parameters.items()]
+        return "; ".join([f"<{target}>", *(others if rel_last else []), f'rel="{rel}"', *([] if rel_last else others)])
+
+    wanted = [target for target, _parameters, rel in links if "next" in rel.lower()]
+    assert next_link(", ".join(written(*link) for link in links)) == (wanted[0] if wanted else "")
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6) | st.none())
+def test_any_content_range_is_parsed(first: int, more: int, beyond: int | None) -> None:
+    length = None if beyond is None else first + more + beyond
+    assert parse_content_range(f"bytes {first}-{first + more}/{'*' if length is None else length}") == (first, first + more, length)
+
+
+@pytest.mark.parametrize("value", [
+    "", "bytes", "bytes */5", "bytes 5-4/9", "bytes 0-9/9", "bytes 0-1", "items 0-1/2", "bytes -1-2/3", "bytes 0-1/2x",
+    "bytes 0-1/\N{ARABIC-INDIC DIGIT THREE}",
+])
+def test_what_is_no_content_range_is_none(value: str) -> None:
+    assert parse_content_range(value) is None
+
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+
+@given(st.integers(-(10**6), 10**6))
+def test_any_retry_after_is_parsed(seconds: int) -> None:
+    then = NOW + timedelta(seconds=seconds)
+    # The three forms that RFC 9110, section 5.6.7, wants to be read.
+    for date in (format_datetime(then, usegmt=True), then.strftime("%A, %d-%b-%y %H:%M:%S GMT"), then.ctime()):
+        assert parse_retry_after(date, NOW) == max(0, seconds)
+    assert parse_retry_after(str(abs(seconds)), NOW) == abs(seconds)
+
+
+@given(st.text())
+def test_no_other_header_breaks_its_parser(header: str) -> None:
+    next_link(header)
+    parse_content_range(header)
+    waits = parse_retry_after(header, NOW)
+    assert waits is None or waits >= 0
