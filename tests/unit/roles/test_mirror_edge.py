@@ -734,7 +734,50 @@ def test_a_body_or_no_host_is_refused_in_words(lab: Lab, headers: dict[str, str]
     assert lab.noted.seen == []
 
 
+# ---- the canary
+
+@pytest.mark.parametrize("name", ["open", "locked"])
+@pytest.mark.parametrize("upstream", ["noted", "dead"])
+def test_the_canary_is_the_edges_own(lab: Lab, run_module: RunModule, authority: Authority, name: str, upstream: str) -> None:
+    """It names the mirror host, needs nothing behind the edge, and is for those who may pull."""
+    edge: Edge = getattr(lab, name)
+    login = {"username": "plain", "password": PASSWORD} if edge.tls else {}
+    url = edge.url.replace(str(edge.ports["hub"]), str(edge.ports[upstream]))
+    trust = {"ca_certificate": str(authority.certificate)} if edge.tls else {}
+    for platform in ("linux/amd64", "linux/arm64", "linux/arm"):
+        pulled = run_module(mirror_pull.main, image="mirrorfleet-edge/canary:1", url=url, platform=platform, retries=0, **login, **trust)
+        assert not pulled.get("failed"), pulled["msg"]
+    assert (pulled["layers"], lab.noted.seen, lab.asked.seen) == (1, [], [])
+    headers = {"Authorization": basic("plain", PASSWORD)} if login else {}
+    status, answered, body = edge.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1?ns=docker.io", **headers)
+    assert (status, answered["Content-Type"], answered["Docker-Content-Digest"]) == (200, "application/vnd.oci.image.index.v1+json", digest_of(body))
+    assert digest_of(body) == pulled["digest"] and json.loads(body)["annotations"] == {"mirrorfleet.host": "localhost"}
+    status, answered, body = edge.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1", "HEAD", **headers)
+    assert (status, answered["Docker-Content-Digest"], body) == (200, pulled["digest"], b"")
+    config = edge.request(upstream, f"/v2/mirrorfleet-edge/canary/blobs/{pulled['blobs'][0]['digest']}", **headers)[2]
+    assert json.loads(config)["config"]["Labels"] == {"mirrorfleet.host": "localhost"}
+    if login:
+        assert edge.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1")[0] == 401
+    assert lab.narrow.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1", client=FORBIDDEN_CLIENT)[0] == 403
+
+
 # ---- the log
+
+def test_checks_are_not_logged(lab: Lab) -> None:
+    """Those of the roles, by the names that they have there. What is refused, or asks for more, is."""
+    roles = Path(__file__).resolve().parents[3] / "roles"
+    for agent, template in (("mirrorfleet", "haproxy_front/templates/haproxy.cfg.j2"), ("mirrorfleet-address", "virtual_address/templates/check.py")):
+        assert re.search(rf"User-Agent:? {agent}\b(?!-)", (roles / template).read_text())
+        lab.open.request("noted", "/v2/", "HEAD", User_Agent=agent)
+        lab.open.request("noted", "/v2/nothing", User_Agent=agent)
+        lab.narrow.request("noted", "/v2/", User_Agent=agent)
+    lab.open.request("noted", "/v2/", User_Agent="after the checks")
+    lab.open.line("after the checks")
+    lab.narrow.line("mirrorfleet-address")
+    seen = [(line["agent"], line["path"], line["status"]) for line in (*lab.open.lines(), *lab.narrow.lines()) if line["agent"].startswith("mirrorfleet")]
+    for agent in ("mirrorfleet", "mirrorfleet-address"):
+        assert [each[1:] for each in seen if each[0] == agent] == [("/v2/nothing", 404), ("/v2/", 403)]
+
 
 def test_the_log_says_who_what_and_where(lab: Lab) -> None:
     lab.cache.fill(lab.open, "svc/app", IMAGE)
