@@ -16,48 +16,54 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from typing import IO, Any, Iterator, cast
+from typing import IO, Any, Iterator, Tuple, cast
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import files
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
 LOG = "/var/log/mirrorfleet/edge/access.log"
 # Gone with a boot, as the rewrite front's own counts are.
-STATE = "/run/mirrorfleet-edge-figures.json"
-VERSION = 1
-CANARY = "/v2/mirrorfleet-edge/canary/"
-# The User-Agent of another mirror host's rewrite front.
-SIBLING = "mirrorfleet-front"
-_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "other")
+MEMORY = "/run/mirrorfleet-edge-figures.json"
+_VERSION = 1
+_CLASSES = {b"1": "1xx", b"2": "2xx", b"3": "3xx", b"4": "4xx", b"5": "5xx"}
+_BLOB_FROM = {b"store": "hits", b"cache": "misses"}
+# The User-Agent by which another mirror host's rewrite front asks.
+_SIBLING = b'"mirrorfleet-front"'
+# So many files the role's logrotate keeps beside the one that nginx writes.
+_ROTATED = 7
 _CHUNK = 4 * 1024 * 1024
 # A file is known by its beginning: logrotate renames it, and compresses it into another one.
 _HEAD_BYTES = 1024
-# The format `mirror` of the role mirror_edge; a string is as JSON escapes it. What comes between these keys is not read.
-_STRING = rb'"(?:[^"\\]|\\.)*"'
+# The format `mirror` of the role mirror_edge, where strings are as JSON escapes them. Between these keys there may be others.
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_MORE = rb'(?:"[a-z_]+":(?:' + _STRING + rb"|[0-9.]+),)*?"
 _LINE = re.compile(
-    rb'^\{"time":"([^"]{19,32})",.*?"upstream":"([a-z0-9-]*)",.*?"method":"([^"\\]*)",.*?"path":(' + _STRING + rb'),.*?"status":(\d{3}),.*?"bytes":(\d{1,18}),'
-    rb'.*?"source":"([a-z]*)",.*?"agent":(' + _STRING + rb")[,}]",
+    rb'^\{"time":"([^"\\]{19,32})",' + _MORE + rb'"upstream":"([a-z0-9-]*)",' + _MORE + rb'"method":"([^"\\]*)",' + _MORE + rb'"path":(' + _STRING + rb"),"
+    + _MORE + rb'"status":(\d{3}),' + _MORE + rb'"bytes":(\d{1,18}),' + _MORE + rb'"source":"([a-z]*)",' + _MORE + rb'"agent":(' + _STRING + rb")[,}]",
     re.MULTILINE,
 )
+# The length of a file's beginning, that beginning's sha256, and how many bytes of the file were counted.
+Place = Tuple[int, str, int]
 
 
 def new_counts() -> dict[str, Any]:
     """Of one upstream, nothing so far."""
-    return {"requests": 0, "lan_bytes": 0, "sibling_bytes": 0, "hits": 0, "misses": 0, "responses": dict.fromkeys(_CLASSES, 0)}
+    return {"requests": 0, "lan_bytes": 0, "sibling_bytes": 0, "hits": 0, "misses": 0, "responses": dict.fromkeys([*_CLASSES.values(), "other"], 0)}
 
 
 @dataclass
 class Figures:
     """What is known of the log.
 
-    ``known``: how far each file was read, by its beginning as (its length, its sha256). ``since``: the time of the first line that was
-    counted, '' before there is one. ``lost``: whether lines before that are missing. ``total`` and ``front`` are counts by upstream, since
-    ``since`` and since the rewrite front's ``front_start`` (seconds since the epoch).
+    ``known``: the files, the oldest first. ``since``: the time of the first line that was counted, '' before there is one. ``lost``: whether
+    there were lines before it. ``total`` and ``front`` are counts by upstream, since ``since`` and since the rewrite front's ``front_start``
+    (seconds since the epoch).
     """
 
-    known: list[list[Any]] = field(default_factory=list)
+    known: list[Place] = field(default_factory=list)
     since: str = ""
     lost: bool = False
     unreadable: int = 0
@@ -66,59 +72,54 @@ class Figures:
     front: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def seconds_of(time: str) -> float:
-    """Seconds since the epoch of nginx's $time_iso8601. Raises ValueError."""
-    moment = datetime.fromisoformat(time)
-    if moment.tzinfo is None:
-        raise ValueError(f"{time} has no zone")
-    return moment.timestamp()
+def seconds_of(time: bytes) -> float | None:
+    """Seconds since the epoch of nginx's $time_iso8601; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(time.decode("ascii"))
+    except ValueError:
+        return None
+    return moment.timestamp() if moment.tzinfo else None
 
 
 def add_lines(text: bytes, figures: Figures) -> None:
     """Count whole lines. One that is none of the edge's is counted as unreadable."""
-    moments: dict[bytes, float] = {}
-    found = 0
+    last, counting, in_front = b"", False, False
+    # By what the line says: how many there are, and their bytes.
+    sums: dict[tuple[bool, bytes, bytes, bytes, bytes, bool, bool], list[int]] = {}
     for match in _LINE.finditer(text):
         time, upstream, method, path, status, size, source, agent = match.groups()
-        moment = moments.get(time)
-        if moment is None:
-            try:
-                moment = moments[time] = seconds_of(time.decode("ascii", "replace"))
-            except ValueError:
-                continue
-        found += 1
+        if time != last:
+            last, moment = time, seconds_of(time)
+            counting, in_front = moment is not None, moment is not None and moment >= figures.front_start
+        if not counting:
+            continue
         figures.since = figures.since or time.decode("ascii")
-        name = upstream.decode("ascii")
-        windows = (figures.total, figures.front) if moment >= figures.front_start else (figures.total,)
-        for window in windows:
-            counts = window.get(name)
-            if counts is None:
-                counts = window[name] = new_counts()
-            counts["requests"] += 1
-            counts["lan_bytes"] += int(size)
-            if agent == _SIBLING_AGENT:
-                counts["sibling_bytes"] += int(size)
-            counts["responses"][_CLASSES[status[0] - 49] if 49 <= status[0] <= 53 else "other"] += 1
-            if method == b"GET" and status in (b"200", b"206") and b"/blobs/" in path and not path.startswith(_CANARY_PATH):
-                counts["hits" if source == b"store" else "misses"] += 1
-    figures.unreadable += text.count(b"\n") - found
-
-
-_SIBLING_AGENT = json.dumps(SIBLING).encode()
-_CANARY_PATH = json.dumps(CANARY).encode()[:-1]
+        key = in_front, upstream, method, status, source, b"/blobs/" in path, agent == _SIBLING
+        both = sums.get(key)
+        if both is None:
+            both = sums[key] = [0, 0]
+        both[0] += 1
+        both[1] += int(size)
+    for (in_front, upstream, method, status, source, blob, sibling), (number, sent) in sums.items():
+        for window in (figures.total, figures.front) if in_front else (figures.total,):
+            counts = window.setdefault(upstream.decode("ascii"), new_counts())
+            counts["requests"] += number
+            counts["sibling_bytes" if sibling else "lan_bytes"] += sent
+            counts["responses"][_CLASSES.get(status[:1], "other")] += number
+            if blob and method == b"GET" and status in (b"200", b"206") and source in _BLOB_FROM:
+                counts[_BLOB_FROM[source]] += number
+    figures.unreadable += text.count(b"\n") - sum(number for number, _sent in sums.values())
 
 
 def rotated(path: str) -> list[str]:
-    """The log's files as logrotate names them, the oldest first."""
-    numbers = {}
-    for each in glob.glob(glob.escape(path) + ".*"):
-        match = re.fullmatch(r"\.([1-9]\d{0,3})(?:\.gz)?", each[len(path):])
+    """The log's files by the names that logrotate gives them, the oldest first."""
+    numbers: dict[int, str] = {}
+    # While a file is compressed it is there twice, and the one that is being written is not whole: the plain one is read.
+    for each in sorted(glob.glob(glob.escape(path) + ".*"), reverse=True):
+        match = re.fullmatch(r"\.([1-9]\d{0,3})(?:\.gz)?", each[len(path) :])
         if match:
-            numbers[each] = int(match.group(1))
-    # While one is compressed it is there twice; the one that is being written is not whole.
-    plain = {number for each, number in numbers.items() if not each.endswith(".gz")}
-    names = [each for each, number in numbers.items() if not (each.endswith(".gz") and number in plain)]
-    return sorted(names, key=lambda each: -numbers[each]) + ([path] if os.path.exists(path) else [])
+            numbers[int(match.group(1))] = each
+    return [numbers[number] for number in sorted(numbers, reverse=True)] + ([path] if os.path.exists(path) else [])
 
 
 @contextlib.contextmanager
@@ -127,61 +128,136 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _place(head: bytes, known: list[list[Any]]) -> list[Any] | None:
-    """What is known of a file that begins so: [length of the beginning, its sha256, bytes read]."""
-    for each in known:
-        if len(head) >= each[0] and hashlib.sha256(head[: each[0]]).hexdigest() == each[1]:
-            return each
-    return None
+def _size(name: str, offset: int) -> int:
+    """How many bytes of log a file has. Of a compressed one its end says so, up to 4 GiB (RFC 1952, ISIZE): the first size from an offset on."""
+    if not name.endswith(".gz"):
+        return os.path.getsize(name)
+    with open(name, "rb") as stream:
+        stream.seek(-4, os.SEEK_END)
+        return offset + (int.from_bytes(stream.read(4), "little") - offset) % 2**32
+
+
+def _known(name: str, known: list[Place]) -> Place | None:
+    """What is known of a file, found by its beginning."""
+    with _opened(name) as stream:
+        head = stream.read(_HEAD_BYTES)
+    return next((each for each in known if len(head) >= each[0] and _hash(head[: each[0]]) == each[1]), None)
+
+
+def _hash(head: bytes) -> str:
+    return hashlib.sha256(head).hexdigest()
 
 
 def read_log(path: str, figures: Figures) -> None:
-    """Count the lines of all of the log's files that were not counted yet. Raises OSError."""
-    names = rotated(path)
+    """Count the lines of the log's files that were not counted yet. Raises OSError."""
     before, figures.known = figures.known, []
-    places: list[tuple[str, list[Any] | None]] = []
-    for name in names:
-        # logrotate may be at work: what is gone now is in the next file, or was read before.
-        with contextlib.suppress(FileNotFoundError), _opened(name) as stream:
-            places.append((name, _place(stream.read(_HEAD_BYTES), before)))
-    first = next((number for number, (_name, place) in enumerate(places) if place), None)
-    if before and first is None:
-        # All that was read is gone, and with it what came after it.
-        figures.since, figures.total, figures.front, figures.lost, figures.unreadable = "", {}, {}, True, 0
-    if not before:
-        skipped = [name for name, _place in places[:-1] if os.stat(name).st_mtime < figures.front_start]
-        figures.lost = bool(skipped) or len(places) > 7
-        # Read before: nothing of it. Known from now on: all of it.
-        for name in skipped:
-            figures.known.append(_known_whole(name))
-        places = [each for each in places if each[0] not in skipped]
-    elif first is not None:
-        places = places[first:]
+    places: list[tuple[str, Place | None]] = []
+    for name in rotated(path):
+        # logrotate may be at work: what is gone in this moment was read before, or is read by the next call.
+        with contextlib.suppress(FileNotFoundError):
+            places.append((name, _known(name, before)))
+    if before and before[-1] not in [place for _name, place in places]:
+        # Where reading ended is gone, and nobody knows what came after it: counts begin anew with what is new.
+        figures.since, figures.unreadable, figures.total, figures.front, figures.lost = "", 0, {}, {}, True
+    elif not before:
+        figures.lost = len(places) > _ROTATED
     for name, place in places:
         with contextlib.suppress(FileNotFoundError):
-            offset = _read_file(name, place[2] if place else 0, figures)
+            offset = place[2] if place else 0
+            if before or name == path or os.stat(name).st_mtime >= figures.front_start:
+                offset = _read_file(name, offset, figures)
+            else:
+                # Without a memory, what ended before the rewrite front began is left out.
+                offset = _size(name, 0)
             if offset:
                 with _opened(name) as stream:
                     head = stream.read(min(_HEAD_BYTES, offset))
-                figures.known.append([len(head), hashlib.sha256(head).hexdigest(), offset])
+                figures.known.append((len(head), _hash(head), offset))
 
 
 def _read_file(name: str, offset: int, figures: Figures) -> int:
     """Count the whole lines from an offset on; the offset behind the last one."""
-    if name.endswith(".gz"):
-        # Compressed only after it was renamed once more, when nobody wrote to it any longer.
-        if offset:
-            return offset
-    elif os.path.getsize(name) <= offset:
+    if _size(name, offset) == offset:
         return offset
     with _opened(name) as stream:
         stream.seek(offset)
         rest = b""
-        while True:
-            chunk = stream.read(_CHUNK)
-            if not chunk:
-                return offset
+        for chunk in iter(lambda: stream.read(_CHUNK), b""):
             text, newline, rest = (rest + chunk).rpartition(b"\n")
             if newline:
                 add_lines(text + newline, figures)
                 offset += len(text) + 1
+    return offset
+
+
+def recall(path: str) -> Figures:
+    """What was known the last time; nothing where that can't be read, or is another version's."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            state = json.load(stream)
+        version, known = state.pop("version"), [(int(length), str(digest), int(offset)) for length, digest, offset in state.pop("known")]
+        figures = Figures(known=known, **state)
+        for window in (figures.total, figures.front):
+            for counts in window.values():
+                if {key: type(value) for key, value in counts.items()} != {key: type(value) for key, value in new_counts().items()}:
+                    raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Figures()
+    return figures if version == _VERSION else Figures()
+
+
+def look(log: str, memory: str, counting: int, now: float, remember: bool) -> Figures:
+    """The figures up to now. `counting`: the seconds that the rewrite front counts. Raises RegistryFleetError."""
+    figures = recall(memory)
+    start = now - counting
+    # HAProxy tells whole seconds.
+    if abs(start - figures.front_start) > 2:
+        figures.front_start, figures.front = start, {}
+    try:
+        if not rotated(log):
+            raise RegistryFleetError(f"{log} is not there: either no docker host has asked yet, or mirrorfleet-edge.service does not run on this host.")
+        read_log(log, figures)
+        if remember:
+            # Somebody else who asks in this moment writes the same.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                files.write(memory, json.dumps({"version": _VERSION, **asdict(figures)}).encode() + b"\n", os.geteuid(), os.getegid(), 0o600)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RegistryFleetError(f"{getattr(error, 'filename', None) or log} can't be used: {getattr(error, 'strerror', None) or error}.") from error
+    return figures
+
+
+def report(figures: Figures, wan_bytes: dict[str, int], now: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What front_info documents as `edge` and `saved`. `wan_bytes`: by upstream, since figures.front_start."""
+    names = sorted({*figures.total, *wan_bytes} - {""})
+    total = {name: figures.total.get(name) or new_counts() for name in names}
+    since = seconds_of(figures.since.encode())
+    edge = {
+        "since": figures.since or None,
+        "counting_seconds": int(now - since) if since else 0,
+        "lan_bytes": sum(each["lan_bytes"] for each in total.values()),
+        "sibling_bytes": sum(each["sibling_bytes"] for each in total.values()),
+        "unreadable_lines": figures.unreadable,
+        "upstreams": [{"name": name, **counts, "hit_ratio": _ratio(counts["hits"], counts["hits"] + counts["misses"])} for name, counts in total.items()],
+    }
+    # Where lines of the rewrite front's time are missing, nobody can say.
+    whole = not figures.lost or (since is not None and since <= figures.front_start)
+    lan = {name: counts["lan_bytes"] for name, counts in figures.front.items()}
+    saved = {
+        "since": datetime.fromtimestamp(int(figures.front_start), timezone.utc).isoformat(),
+        **_saved(sum(lan.values()), sum(wan_bytes.values()), whole),
+        "upstreams": [{"name": name, **_saved(lan.get(name, 0), wan_bytes.get(name, 0), whole)} for name in names],
+    }
+    return edge, saved
+
+
+def _saved(lan: int, wan: int, whole: bool) -> dict[str, Any]:
+    return {
+        "lan_bytes": lan if whole else None,
+        "wan_bytes": wan,
+        "bytes": lan - wan if whole else None,
+        "ratio": _ratio(lan, wan) if whole else None,
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None

@@ -95,6 +95,15 @@ def servers(stat: str) -> list[Figures]:
     return [each for each in figures if not (each["source"] == "upstream" and each["name"].endswith(("_sources", "_sources_tags")))]
 
 
+def wan_bytes_by_upstream(figures: list[Figures]) -> dict[str, int]:
+    """The WAN bytes of each upstream: its tags, token endpoint, object storage and hub are backends of their own, NAME_…"""
+    found: dict[str, int] = {}
+    for each in figures:
+        name = each["name"].partition("_")[0]
+        found[name] = found.get(name, 0) + each["wan_bytes"]
+    return found
+
+
 def _figures(row: dict[str, str]) -> Figures:
     status = row.get("status") or "unknown"
     received, near = _number(row, "bout") or 0, row["svname"].startswith("sibling-")

@@ -25,6 +25,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import edge_figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import HIGHEST_EDGE_PORT, PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
@@ -812,6 +813,41 @@ def test_the_log_says_who_what_and_where(lab: Lab) -> None:
     assert told(login) == ("noted", "GET", MANIFEST, 200, "cache", "plain")
     for hidden in (b"hidden", PASSWORD.encode(), basic("plain", PASSWORD)[6:].encode(), b"docker.io"):
         assert hidden not in lab.locked.log() + lab.open.log()
+
+
+def test_the_log_is_counted(lab: Lab, tmp_path: Path) -> None:
+    """By front_info, over a rotation in which nginx reopens its log."""
+    lab.cache.fill(lab.open, "svc/app", IMAGE)
+    path, memory = lab.open.directory / "logs/access.log", tmp_path / "memory"
+    lab.open.request("noted", "/v2/", User_Agent="before the count")
+    lab.open.line("before the count")
+
+    def counts() -> dict[str, Any]:
+        figures = edge_figures.look(str(path), str(memory), 0, time.time(), remember=True)
+        assert figures.unreadable == 0
+        return {name: dict(figures.total[name]) for name in ("hub", "noted")}
+
+    def ask(marker: str) -> None:
+        for _client in range(3):
+            lab.open.request("hub", f"/v2/svc/any/blobs/{BLOB}")
+        lab.open.request("hub", f"/v2/svc/app/blobs/{'sha256:' + 'b' * 64}")
+        lab.open.request("noted", "/v2/nothing", User_Agent=marker)
+
+    before = counts()
+    ask("before the rotation")
+    lab.open.line("before the rotation")
+    path.rename(path.with_name("access.log.1"))
+    ask("into the renamed file")
+    lab.open.process.send_signal(signal.SIGUSR1)
+    until(path.exists)
+    ask("into the new file")
+    lab.open.line("into the new file")
+    after = counts()
+    assert after == counts()
+    hub, noted = ({key: after[name][key] - before[name][key] for key in ("requests", "lan_bytes", "hits", "misses")} for name in ("hub", "noted"))
+    refused = hub["lan_bytes"] - 9 * len(LAYER)
+    assert (hub["requests"], hub["hits"], hub["misses"], noted["requests"]) == (12, 9, 0, 3) and 0 < refused < 3000
+    assert after["hub"]["responses"]["4xx"] - before["hub"]["responses"]["4xx"] == 3
 
 
 def test_whatever_comes_is_one_line_of_json(lab: Lab) -> None:
