@@ -180,7 +180,7 @@ def _ways(question: Question, docker: Docker) -> list[tuple[str, list[str]]]:
                 with contextlib.suppress(DaemonConfigError):
                     ways.setdefault(registry, []).extend(hosts_of(read(path) or ""))
     for registry in question.registries:
-        ways.setdefault(registry, []).append(f"{'http' if is_insecure(registry, docker.insecure_registries) else 'https'}://{registry}")
+        ways.setdefault(registry, []).append(f"https://{registry}")
     return list(ways.items())
 
 
@@ -241,6 +241,10 @@ def _look_at(registry: str, url: str, question: Question, docker: Docker) -> lis
         if mirror.tls and mirror.reachable and verify:
             mirror.tls.trusted = True
         mirrors.append(mirror)
+    if url == f"https://{registry}" and not verify and not any(each.reachable for each in mirrors):
+        # Docker asks an insecure registry without TLS then.
+        plain = _look_at(registry, f"http://{registry}", question, docker)
+        return plain if any(each.reachable for each in plain) else mirrors
     return mirrors
 
 

@@ -19,7 +19,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.certificate i
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 OIDS = {"cn": x509.NameOID.COMMON_NAME, "o": x509.NameOID.ORGANIZATION_NAME, "c": x509.NameOID.COUNTRY_NAME}
-words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=60)
+words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=16)  # 64 bytes at most
 times = st.datetimes(datetime.datetime(1950, 1, 2), datetime.datetime(2200, 1, 1)).map(lambda time: time.replace(microsecond=0, tzinfo=datetime.timezone.utc))
 
 
