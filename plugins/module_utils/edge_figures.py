@@ -10,16 +10,18 @@ read is kept in a file, with the sums. Without that file everything is read that
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import gzip
 import hashlib
 import json
 import os
 import re
+import stat
 import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from typing import IO, Any, Iterator, Tuple, cast
+from typing import IO, Any, Tuple, cast
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import files
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -111,82 +113,100 @@ def add_lines(text: bytes, figures: Figures) -> None:
     figures.unreadable += text.count(b"\n") - sum(number for number, _sent in sums.values())
 
 
-def rotated(path: str) -> list[str]:
-    """The log's files by the names that logrotate gives them, the oldest first."""
-    numbers: dict[int, str] = {}
-    # While a file is compressed it is there twice, and the one that is being written is not whole: the plain one is read.
-    for each in sorted(glob.glob(glob.escape(path) + ".*"), reverse=True):
-        match = re.fullmatch(r"\.([1-9]\d{0,3})(?:\.gz)?", each[len(path) :])
-        if match:
-            numbers[int(match.group(1))] = each
-    return [numbers[number] for number in sorted(numbers, reverse=True)] + ([path] if os.path.exists(path) else [])
+@dataclass
+class LogFile:
+    """One of the log's files, open: logrotate may take its name away meanwhile."""
+
+    stream: IO[bytes]
+    status: os.stat_result
+    packed: bool
+    head: bytes
+
+    def size(self, offset: int) -> int:
+        """How many bytes of log it has. Of a compressed one its end says so, modulo 4 GiB (RFC 1952, ISIZE): the first such size from an offset on."""
+        if not self.packed:
+            return os.fstat(self.stream.fileno()).st_size
+        last = os.pread(self.stream.fileno(), 4, self.status.st_size - 4)
+        return offset + (int.from_bytes(last, "little") - offset) % 2**32
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    with cast("IO[bytes]", gzip.open(path)) if path.endswith(".gz") else open(path, "rb") as stream:
-        yield stream
+def log_files(path: str, stack: contextlib.ExitStack) -> list[LogFile]:
+    """The log and what logrotate made of it, the oldest first. Raises OSError.
+
+    They are opened the newest first, because logrotate may be at work, and moves them the other way: so one may be seen twice, and none is missed.
+    """
+    numbers = [re.fullmatch(r"\.([1-9]\d{0,3})(?:\.gz)?", each[len(path) :]) for each in glob.glob(glob.escape(path) + ".*")]
+    last = max((int(number.group(1)) for number in numbers if number), default=0)
+    found: list[LogFile] = []
+    for number in range(last + 2):
+        # While a file is compressed it is there twice, and the new one is not whole yet.
+        for name in (f"{path}.{number}", f"{path}.{number}.gz") if number else (path,):
+            each = _open(name, stack)
+            if each:
+                if not any(os.path.samestat(each.status, other.status) or each.head and each.head == other.head for other in found):
+                    found.append(each)
+                break
+    return found[::-1]
 
 
-def _size(name: str, offset: int) -> int:
-    """How many bytes of log a file has. Of a compressed one its end says so, up to 4 GiB (RFC 1952, ISIZE): the first size from an offset on."""
-    if not name.endswith(".gz"):
-        return os.path.getsize(name)
-    with open(name, "rb") as stream:
-        stream.seek(-4, os.SEEK_END)
-        return offset + (int.from_bytes(stream.read(4), "little") - offset) % 2**32
+def _open(name: str, stack: contextlib.ExitStack) -> LogFile | None:
+    """Only a file: the directory is the edge's own, and root reads it."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+    status, packed = os.fstat(descriptor), name.endswith(".gz")
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        return None
+    plain = stack.enter_context(os.fdopen(descriptor, "rb"))
+    stream = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=plain))) if packed else plain
+    return LogFile(stream, status, packed, stream.read(_HEAD_BYTES))
 
 
-def _known(name: str, known: list[Place]) -> Place | None:
+def _known(file: LogFile, known: list[Place]) -> Place | None:
     """What is known of a file, found by its beginning."""
-    with _opened(name) as stream:
-        head = stream.read(_HEAD_BYTES)
-    return next((each for each in known if len(head) >= each[0] and _hash(head[: each[0]]) == each[1]), None)
+    return next((each for each in known if len(file.head) >= each[0] and _hash(file.head[: each[0]]) == each[1]), None)
 
 
 def _hash(head: bytes) -> str:
     return hashlib.sha256(head).hexdigest()
 
 
-def read_log(path: str, figures: Figures) -> None:
+def read_log(log: list[LogFile], figures: Figures) -> None:
     """Count the lines of the log's files that were not counted yet. Raises OSError."""
     before, figures.known = figures.known, []
-    places: list[tuple[str, Place | None]] = []
-    for name in rotated(path):
-        # logrotate may be at work: what is gone in this moment was read before, or is read by the next call.
-        with contextlib.suppress(FileNotFoundError):
-            places.append((name, _known(name, before)))
-    if before and before[-1] not in [place for _name, place in places]:
+    places = [(each, _known(each, before)) for each in log]
+    if before and before[-1] not in [place for _file, place in places]:
         # Where reading ended is gone, and nobody knows what came after it: counts begin anew with what is new.
         figures.since, figures.unreadable, figures.total, figures.front, figures.lost = "", 0, {}, {}, True
     elif not before:
         figures.lost = len(places) > _ROTATED
-    for name, place in places:
-        with contextlib.suppress(FileNotFoundError):
-            offset = place[2] if place else 0
-            if before or name == path or os.stat(name).st_mtime >= figures.front_start:
-                offset = _read_file(name, offset, figures)
-            else:
-                # Without a memory, what ended before the rewrite front began is left out.
-                offset = _size(name, 0)
-            if offset:
-                with _opened(name) as stream:
-                    head = stream.read(min(_HEAD_BYTES, offset))
-                figures.known.append((len(head), _hash(head), offset))
+    for file, place in places:
+        offset = place[2] if place else 0
+        if before or file is log[-1] or file.status.st_mtime >= figures.front_start:
+            offset = _read_file(file, offset, figures)
+        else:
+            # Without a memory, what ended before the rewrite front began is left out.
+            offset = file.size(0)
+        if offset:
+            head = file.head[:offset]
+            figures.known.append((len(head), _hash(head), offset))
 
 
-def _read_file(name: str, offset: int, figures: Figures) -> int:
+def _read_file(file: LogFile, offset: int, figures: Figures) -> int:
     """Count the whole lines from an offset on; the offset behind the last one."""
-    if _size(name, offset) == offset:
+    if file.size(offset) == offset:
         return offset
-    with _opened(name) as stream:
-        stream.seek(offset)
-        rest = b""
-        for chunk in iter(lambda: stream.read(_CHUNK), b""):
-            text, newline, rest = (rest + chunk).rpartition(b"\n")
-            if newline:
-                add_lines(text + newline, figures)
-                offset += len(text) + 1
+    file.stream.seek(offset)
+    rest = b""
+    for chunk in iter(lambda: file.stream.read(_CHUNK), b""):
+        text, newline, rest = (rest + chunk).rpartition(b"\n")
+        if newline:
+            add_lines(text + newline, figures)
+            offset += len(text) + 1
     return offset
 
 
@@ -214,9 +234,11 @@ def look(log: str, memory: str, counting: int, now: float, remember: bool) -> Fi
     if abs(start - figures.front_start) > 2:
         figures.front_start, figures.front = start, {}
     try:
-        if not rotated(log):
-            raise RegistryFleetError(f"{log} is not there: either no docker host has asked yet, or mirrorfleet-edge.service does not run on this host.")
-        read_log(log, figures)
+        with contextlib.ExitStack() as stack:
+            opened = log_files(log, stack)
+            if not opened:
+                raise RegistryFleetError(f"{log} is not there: does mirrorfleet-edge.service run on this host?")
+            read_log(opened, figures)
         if remember:
             # Somebody else who asks in this moment writes the same.
             with contextlib.suppress(FileExistsError, FileNotFoundError):

@@ -116,10 +116,12 @@ def probe(question: Question) -> dict[str, Any]:
     with ThreadPoolExecutor(16) as pool:
         looks = [pool.submit(_look_at, registry, url, question, docker) for registry, urls in ways for url in urls]
         mirrors = [each for look in looks for each in look.result()]
-    pulls = [_pull(question, api, registry, [each for each in mirrors if each.registry == registry]) for registry, _urls in ways]
-    why_not = [docker.why_not] if docker.why_not else [f"{each.registry}: {each.why_not}" for each in pulls if each.why_not]
-    if not ways and not why_not:
+    pulls = [_pull(question, docker, api, registry, [each for each in mirrors if each.registry == registry]) for registry, _urls in ways]
+    why_not = [f"{each.registry}: {each.why_not}" for each in pulls if each.why_not]
+    if answers and not ways:
         why_not = ["There is nothing to be pulled by a mirror: give registries, or docker_hub: true."]
+    if docker.why_not and (why_not or not answers):
+        why_not.insert(0, docker.why_not)
     return {
         "uses_mirror": False if why_not else True if question.pull else None,
         "why_not": " ".join(why_not),
@@ -231,7 +233,9 @@ def _look_at(registry: str, url: str, question: Question, docker: Docker) -> lis
             mirror.tls = _look_at_certificate(host, port, address, question.timeout)
         try:
             authorities = _authorities(os.path.join(question.certs_dir, parts.netloc))
-            _ask(mirror, HttpClient(authorities, verify, question.timeout, question.timeout, address), question)
+            client = HttpClient(authorities, verify, question.timeout, question.timeout, address)
+            # The login is for the data center's mirrors, and Docker has none for a mirror of the Docker Hub.
+            _ask(mirror, client, (question.username, question.password) if registry in question.registries else ("", ""))
         except RegistryError as error:
             mirror.why_not = f"{url} ({address}): {error.why}."
             if mirror.tls and isinstance(error.__context__, ssl.SSLCertVerificationError):
@@ -248,11 +252,11 @@ def _look_at(registry: str, url: str, question: Question, docker: Docker) -> lis
     return mirrors
 
 
-def _ask(mirror: Mirror, client: HttpClient, question: Question) -> None:
+def _ask(mirror: Mirror, client: HttpClient, login: tuple[str, str]) -> None:
     """Ask for /v2/, then for the canary on the same connection. Raises RegistryError."""
     headers = {"User-Agent": "mirrorfleet.registry"}
-    if question.username:
-        headers["Authorization"] = "Basic " + base64.b64encode(f"{question.username}:{question.password}".encode()).decode()
+    if login[0]:
+        headers["Authorization"] = "Basic " + base64.b64encode(":".join(login).encode()).decode()
     where = f"{mirror.url} ({mirror.address})"
     with contextlib.closing(client):
         with client.get(f"{mirror.url}/v2/", headers) as answer:
@@ -260,7 +264,8 @@ def _ask(mirror: Mirror, client: HttpClient, question: Question) -> None:
             mirror.reachable, mirror.status = True, answer.status
             kind = answer.headers.get_content_type()
         if mirror.status == 401:
-            mirror.why_not = f"{where} asks for a login{', and refuses this one' if question.username else ': give username and password'}."
+            remedy = ", which Docker has for no mirror of the Docker Hub" if mirror.registry == HUB else ": give username and password"
+            mirror.why_not = f"{where} asks for a login{', and refuses this one' if login[0] else remedy}."
             return
         if mirror.status != 200 or kind == "text/html":
             mirror.why_not = f"{where} answers {mirror.status} and {kind} for /v2/: something other than a mirror answers there, or it refuses this host."
@@ -272,7 +277,7 @@ def _ask(mirror: Mirror, client: HttpClient, question: Question) -> None:
         try:
             mirror.mirror_host = str(json.loads(body)["annotations"][HOST_KEY])
             mirror.digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             kind = answer.headers.get_content_type()
             mirror.why_not = f"{where} has no canary, it answers {answer.status} and {kind}: it is no edge, or an older one. Run site.yml for it."
 
@@ -295,12 +300,14 @@ def _look_at_certificate(host: str, port: int, address: str, timeout: float) -> 
     return tls
 
 
-def _pull(question: Question, api: DockerApi, registry: str, mirrors: list[Mirror]) -> Pull:
+def _pull(question: Question, docker: Docker, api: DockerApi, registry: str, mirrors: list[Mirror]) -> Pull:
     """Let the daemon pull the canary, and see where it has it from."""
     repository = REPOSITORY if registry == HUB else f"{registry}/{REPOSITORY}"
     pull = Pull(registry, f"{repository}:{TAG}")
     if not mirrors:
         pull.uses_mirror, pull.why_not = False, "the running Docker has no mirror for it."
+        if registry == HUB and "registry-mirrors" in docker.pending:
+            pull.why_not += f" {question.daemon_json} says otherwise: reload Docker."
         return pull
     if not question.pull:
         pull.why_not = " ".join(each.why_not for each in mirrors) if all(each.why_not for each in mirrors) else ""
@@ -311,7 +318,7 @@ def _pull(question: Question, api: DockerApi, registry: str, mirrors: list[Mirro
     try:
         there = api.image(pull.image)
         try:
-            pull.digest = slow.pull(repository, TAG, question.username if registry != HUB else "", question.password)
+            pull.digest = slow.pull(repository, TAG, question.username if registry in question.registries else "", question.password)
             pull.seconds = round(time.monotonic() - began, 3)
             image = api.image(pull.image) or {}
             pull.mirror_host = str(((image.get("Config") or {}).get("Labels") or {}).get(HOST_KEY, ""))

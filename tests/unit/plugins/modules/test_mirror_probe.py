@@ -247,6 +247,14 @@ def test_an_image_that_was_there_stays(docker: Docker, fleet: Fleet, probe: RunM
         docker.api.remove_image(CANARY)
 
 
+def test_a_broken_daemon_json_is_told_of(docker: Docker, fleet: Fleet, probe: RunModule) -> None:
+    """Docker goes on with what it has."""
+    docker.reload(**{"registry-mirrors": [fleet.hub]})
+    docker.daemon_json.write_text("{")
+    result = probe()
+    assert result["uses_mirror"] is True and "is not valid JSON at line 1" in result["docker"]["why_not"]
+
+
 @pytest.mark.parametrize("how", [{"_ansible_check_mode": True}, {"pull": False}])
 def test_without_a_pull_docker_is_not_told_to(docker: Docker, fleet: Fleet, probe: RunModule, how: dict[str, bool]) -> None:
     def asked() -> int:
@@ -281,6 +289,7 @@ def test_no_mirror_and_a_reload_that_is_pending(docker: Docker, fleet: Fleet, pr
     docker.daemon_json.write_text(json.dumps({"registry-mirrors": [fleet.hub]}))
     result = probe()
     assert (result["uses_mirror"], result["docker"]["pending"], result["pulls"][0]["uses_mirror"]) == (False, ["registry-mirrors"], False)
+    assert f"{docker.daemon_json} says otherwise: reload Docker" in result["why_not"]
     docker.daemon_json.write_text("{")
     assert "is not valid JSON at line 1" in probe()["why_not"]
     docker.reload()
@@ -415,6 +424,16 @@ def test_a_mirror_that_asks_for_a_login(docker: Docker, fleet: Fleet, probe: Run
     right = probe(**registry, **login)
     assert right["uses_mirror"] is True
     assert PASSWORD not in json.dumps(right)
+
+
+def test_the_login_is_for_the_named_mirrors_only(docker: Docker, fleet: Fleet, probe: RunModule, login: dict[str, str], serve: Serve) -> None:
+    """A mirror of the Docker Hub may be anybody's, and Docker would not log in there."""
+    other = serve(lambda path: answer(401, b"{}", WWW_Authenticate='Basic realm="x"'))
+    docker.reload(**{"registry-mirrors": [other.url, fleet.hub]})
+    result = probe(registries=[f"127.0.0.2:{fleet.port}"], **login)
+    assert [each["uses_mirror"] for each in result["pulls"]] == [False, True]
+    assert "asks for a login, which Docker has for no mirror of the Docker Hub" in result["mirrors"][0]["why_not"]
+    assert other.requests and not any("authorization" in request.lower() for request in other.requests)
 
 
 # ---- no Docker
