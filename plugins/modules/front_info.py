@@ -218,7 +218,7 @@ edge:
           type: float
           sample: 0.9
         responses:
-          description: Responses by class, V(1xx\) to V(5xx\) and V(other\).
+          description: Responses by class, V(1xx) to V(5xx) and V(other).
           type: dict
           sample: {"1xx": 0, "2xx": 240, "3xx": 0, "4xx": 0, "5xx": 0, "other": 0}
 edge_unknown:
