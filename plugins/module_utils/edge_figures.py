@@ -69,7 +69,7 @@ class Figures:
     since: str = ""
     lost: bool = False
     unreadable: int = 0
-    front_start: float = 0
+    front_start: int = 0
     total: dict[str, dict[str, Any]] = field(default_factory=dict)
     front: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -226,13 +226,12 @@ def recall(path: str) -> Figures:
     return figures if version == _VERSION else Figures()
 
 
-def look(log: str, memory: str, counting: int, now: float, remember: bool) -> Figures:
-    """The figures up to now. `counting`: the seconds that the rewrite front counts. Raises RegistryFleetError."""
+def look(log: str, memory: str, front_start: int, remember: bool) -> Figures:
+    """The figures up to now. `front_start`: the second since the epoch in which the rewrite front began to count. Raises RegistryFleetError."""
     figures = recall(memory)
-    start = now - counting
-    # HAProxy tells whole seconds.
-    if abs(start - figures.front_start) > 2:
-        figures.front_start, figures.front = start, {}
+    # An old HAProxy's start is not known to the second. Nor is a line's time: what ended in that second counts.
+    if abs(front_start - figures.front_start) > 2:
+        figures.front_start, figures.front = front_start, {}
     try:
         with contextlib.ExitStack() as stack:
             opened = log_files(log, stack)
@@ -265,7 +264,7 @@ def report(figures: Figures, wan_bytes: dict[str, int], now: float) -> tuple[dic
     whole = not figures.lost or (since is not None and since <= figures.front_start)
     lan = {name: counts["lan_bytes"] for name, counts in figures.front.items()}
     saved = {
-        "since": datetime.fromtimestamp(int(figures.front_start), timezone.utc).isoformat(),
+        "since": datetime.fromtimestamp(figures.front_start, timezone.utc).isoformat(),
         **_saved(sum(lan.values()), sum(wan_bytes.values()), whole),
         "upstreams": [{"name": name, **_saved(lan.get(name, 0), wan_bytes.get(name, 0), whole)} for name in names],
     }

@@ -266,7 +266,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import edge_figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import SERVERS, ask, servers, uptime, wan_bytes_by_upstream
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import SERVERS, ask, servers, start_time, uptime, wan_bytes_by_upstream
 
 
 def main() -> None:
@@ -282,13 +282,14 @@ def main() -> None:
     )
     path, timeout = module.params["socket"], module.params["timeout"]
     try:
-        counting = uptime(ask(path, "show info", timeout))
+        info = ask(path, "show info", timeout)
+        counting, now = uptime(info), time.time()
         figures = servers(ask(path, SERVERS, timeout))
     except RegistryFleetError as error:
         module.fail_json(msg=str(error))
-    edge, saved, unknown, now = None, None, "", time.time()
+    edge, saved, unknown = None, None, ""
     try:
-        seen = edge_figures.look(module.params["access_log"], module.params["memory"], counting, now, remember=not module.check_mode)
+        seen = edge_figures.look(module.params["access_log"], module.params["memory"], start_time(info, now), remember=not module.check_mode)
         edge, saved = edge_figures.report(seen, wan_bytes_by_upstream(figures), now)
     except RegistryFleetError as error:
         unknown = str(error)

@@ -823,7 +823,7 @@ def test_the_log_is_counted(lab: Lab, tmp_path: Path) -> None:
     lab.open.line("before the count")
 
     def counts() -> dict[str, Any]:
-        figures = edge_figures.look(str(path), str(memory), 0, time.time(), remember=True)
+        figures = edge_figures.look(str(path), str(memory), 0, remember=True)
         assert figures.unreadable == 0
         return {name: dict(figures.total[name]) for name in ("hub", "noted")}
 

@@ -53,7 +53,7 @@ class Log:
         return {"requests": self.written, "lan_bytes": sum(1000 + number for number in range(self.written))} if self.written else {}
 
     def look(self, counting: int = 10**9, remember: bool = True) -> Figures:
-        return look(str(self.path), str(self.memory), counting, BEGAN + 10**6, remember)
+        return look(str(self.path), str(self.memory), BEGAN + 10**6 - counting, remember)
 
     def counted(self, **options: Any) -> dict[str, int]:
         counts = self.look(**options).total.get("central", {})
