@@ -56,10 +56,14 @@ class ActionModule(ActionBase):
             values[host] = reader.read(raw[host], {name for name in known if mine.intersection(fleet.read_on(name))})
         problems += slips + fleet.value_problems(groups, values, known)
         first = {name: each["mirrors"][0] for name, each in fleet.data_centers(groups).items() if each["mirrors"]}
+        # What data centers must not have in common, or must: also of those that a limit leaves out.
+        names_of_all = {*hubs.NAMES, "mirror_virtual_address"}
         hub_values = {
-            name: reader.read(dict(variables["hostvars"].raw_get(host), hostvars=variables["hostvars"]), set(hubs.NAMES)) for name, host in first.items()
+            name: reader.read(dict(variables["hostvars"].raw_get(host), hostvars=variables["hostvars"]), names_of_all) for name, host in first.items()
         }
-        problems += hubs.problems(hub_values, {name for name, host in first.items() if host in wanted or wanted.intersection(groups["dc_" + name])})
+        checked = {name for name, host in first.items() if host in wanted or wanted.intersection(groups["dc_" + name])}
+        problems += hubs.problems(hub_values, checked)
+        problems += fleet.virtual_address_problems(groups, {name: each.get("mirror_virtual_address") for name, each in hub_values.items()}, checked)
 
         if warnings:
             result["warnings"] = warnings

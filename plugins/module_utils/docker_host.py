@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import ipaddress
@@ -18,6 +19,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable
+from urllib.parse import quote, urlencode
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import files
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.daemon_json import (
@@ -38,6 +40,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.daemon_json i
     redact,
     same,
 )
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
 UNIT = "docker.service"
 SOCKET = "/var/run/docker.sock"
@@ -126,9 +129,17 @@ def command_of_unit(properties: str) -> list[str]:
     return re.sub(r"\$\{?(\w+)\}?", lambda match: environment.get(match.group(1), ""), command).split()
 
 
+class DockerError(RegistryFleetError):
+    """The daemon gave no answer, or said no. ``status`` is None when there was no answer."""
+
+    def __init__(self, why: str, status: int | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+
+
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("docker", timeout=ANSWER_WITHIN)
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("docker", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -137,18 +148,105 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+class DockerApi:
+    """The Engine API (docs.docker.com/reference/api/engine) at a socket. `timeout` bounds an answer as a whole, in seconds; raises DockerError."""
+
+    def __init__(self, path: str = SOCKET, timeout: float = ANSWER_WITHIN) -> None:
+        self.path, self._timeout = path, timeout
+
+    def info(self) -> dict[str, Any]:
+        answer = self._json("GET", "/info")
+        if not isinstance(answer, dict):
+            raise DockerError(f"What answers at {self.path} is no Docker.")
+        return answer
+
+    def image(self, name: str) -> dict[str, Any] | None:
+        """What the daemon knows of an image; None where it has none."""
+        try:
+            answer = self._json("GET", f"/images/{quote(name, safe='')}/json")
+        except DockerError as error:
+            if error.status == 404:
+                return None
+            raise
+        return answer if isinstance(answer, dict) else None
+
+    def pull(self, repository: str, tag: str, username: str = "", password: str = "") -> str:
+        """Pull an image; the digest that its tag named. The daemon gives up when this does."""
+        headers = {}
+        if username:
+            login = json.dumps({"username": username, "password": password, "serveraddress": repository.partition("/")[0]})
+            headers["X-Registry-Auth"] = base64.urlsafe_b64encode(login.encode()).decode()
+        return pulled_digest(self._ask("POST", f"/images/create?{urlencode({'fromImage': repository, 'tag': tag})}", headers))
+
+    def remove_image(self, name: str) -> None:
+        """Take a name from an image, and the image away if that was its last one."""
+        self._ask("DELETE", f"/images/{quote(name, safe='')}", {})
+
+    def _json(self, method: str, target: str) -> Any:
+        try:
+            return json.loads(self._ask(method, target, {}))
+        except ValueError:
+            raise DockerError(f"What answers at {self.path} is no Docker.") from None
+
+    def _ask(self, method: str, target: str, headers: dict[str, str]) -> bytes:
+        until = time.monotonic() + self._timeout
+        connection = _UnixConnection(self.path, self._timeout)
+        body = bytearray()
+        try:
+            connection.request(method, target, headers=headers)
+            peer = connection.sock
+            response = connection.getresponse()
+            # Before Python 3.12 read1 would wait for more at the end of a body.
+            while response.length != 0:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise socket.timeout
+                peer.settimeout(left)
+                chunk = response.read1(65536)
+                if not chunk:
+                    break
+                body += chunk
+        except socket.timeout:
+            raise DockerError(f"Docker does not answer at {self.path} within {self._timeout:g} seconds.") from None
+        except PermissionError:
+            raise DockerError(f"{self.path} may not be used by this user: set become: true.") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise DockerError(f"Nobody answers at {self.path}: Docker does not run on this host, or its socket is elsewhere.") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise DockerError(f"What answers at {self.path} is no Docker ({error or type(error).__name__}).") from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            try:
+                message = str(json.loads(body)["message"])
+            except (ValueError, KeyError, TypeError):
+                message = f"status {response.status}"
+            raise DockerError(message, response.status)
+        return bytes(body)
+
+
+def pulled_digest(progress: bytes) -> str:
+    """The digest in what the daemon tells while it pulls, a JSON object a line; '' where it tells none. Raises DockerError."""
+    digest = ""
+    for line in progress.splitlines():
+        try:
+            said = json.loads(line)
+            error, status = said.get("error"), str(said.get("status") or "")
+        except (ValueError, AttributeError, RecursionError):
+            raise DockerError("What answers in the place of Docker tells no progress of a pull.") from None
+        if error:
+            raise DockerError(str(error), 200)
+        if status.startswith("Digest: "):
+            digest = status[len("Digest: ") :]
+    return digest
+
+
 def docker_info(path: str = SOCKET) -> dict[str, Any] | None:
     """GET /info of the Engine API; None where nobody answers."""
-    connection = _UnixConnection(path)
     try:
-        connection.request("GET", "/info")
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-        return answer if response.status == 200 and isinstance(answer, dict) else None
-    except (OSError, http.client.HTTPException, ValueError):
+        return DockerApi(path).info()
+    except DockerError:
         return None
-    finally:
-        connection.close()
 
 
 def _registries(values: list[str]) -> list[str]:
@@ -229,11 +327,12 @@ class DockerHost:
             if command and os.path.basename(command[0]).startswith("dockerd"):
                 boot = (read("/proc/sys/kernel/random/boot_id") or "").strip()
                 host.pid, host.started, host.running_command = int(pid), f"{boot}/{pid}/{start}", command
-                host.info = docker_info(host._socket())
+                host.info = docker_info(host.socket)
                 break
         return host
 
-    def _socket(self) -> str:
+    @property
+    def socket(self) -> str:
         addresses = [value for name, value in flags(self.running_command) if name in ("H", "host")]
         return next((address[len("unix://"):] for address in addresses if address.startswith("unix:///")), SOCKET)
 
@@ -325,7 +424,7 @@ class DockerHost:
             has = self.has(key, value)
             while has is False and change and self.took(change) and time.monotonic() < until:
                 time.sleep(0.2)
-                self.info = docker_info(self._socket())
+                self.info = docker_info(self.socket)
                 has = self.has(key, value)
             if has is None:
                 if change and not self.took(change):

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import PurePosixPath
-from typing import Any, Iterable, Mapping, Sequence, TypedDict
+from typing import Any, Iterable, Mapping, Sequence, TypedDict, Union
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
@@ -42,6 +43,7 @@ STORAGES = ("pull_through_cache_storage", "fetch_coalescer_storage")
 # Text can be made of anything, and is not looked at: it may be a secret.
 _TYPES = {"bool": "true or false", "int": "a whole number", "list": "a list", "dict": "a dictionary"}
 
+Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
 Groups = Mapping[str, Sequence[str]]
 Specs = Mapping[str, Mapping[str, Any]]
 # host -> variable -> value, or Missing
@@ -169,6 +171,43 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
         if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
             report.add("mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, so that the playbooks can pull.", host)
     return report.lines() + _differences(groups, values, specs)
+
+
+def virtual_address_problems(groups: Groups, addresses: Mapping[str, object], checked: set[str]) -> list[str]:
+    """What is wrong with the virtual addresses of the data centers in checked. addresses: data center -> its mirror_virtual_address, of all of them."""
+    written = {name: value for name, value in addresses.items() if value not in (None, "") and not isinstance(value, upstreams.Missing)}
+    known = {name: _interface(value) for name, value in written.items()}
+    problems = []
+    for name in sorted(checked & set(written)):
+        said = f"group dc_{name}: mirror_virtual_address: {upstreams.shown(written[name])}: "
+        own = known[name]
+        if own is None:
+            problems.append(said + "is no address with the prefix length of its network. Write one like 10.20.0.10/24 or fd00:20::10/64.")
+        elif own.version == 4 and own.ip in (own.network.network_address, own.network.broadcast_address):
+            problems.append(said + f"is the network {own.network} itself or its broadcast address. Write an address that a host can have.")
+        mirrors = data_centers(groups)[name]["mirrors"]
+        if len(mirrors) < 2:
+            problems.append(said + f"{', '.join(mirrors)} has nobody to share an address with. Leave it out, or add a mirror host.")
+        # Said once, of the later one.
+        twins = [other for other in sorted(known) if other != name and _same_ip(own, known[other]) and (other < name or other not in checked)]
+        if twins:
+            problems.append(said + f"is the address of dc_{twins[0]}, too. Give each data center its own.")
+    return problems
+
+
+def _same_ip(one: Interface | None, other: Interface | None) -> bool:
+    return one is not None and other is not None and one.ip == other.ip
+
+
+def _interface(value: object) -> Interface | None:
+    """An address with its prefix length, as the role virtual_address takes it."""
+    try:
+        found = ipaddress.ip_interface(str(value))
+    except ValueError:
+        return None
+    length = str(value).partition("/")[2]
+    least, most = (8, 30) if found.version == 4 else (10, 126)
+    return found if length.isdigit() and least <= int(length) <= most and "%" not in str(value) else None
 
 
 def _value_problem(name: str, value: object, spec: Mapping[str, Any]) -> str | None:

@@ -75,11 +75,24 @@ def ask(path: str, command: str, timeout: float = 5.0) -> str:
 
 def uptime(info: str) -> int:
     """Seconds since HAProxy's worker started, from the answer to "show info". Raises RegistryFleetError."""
+    found = _info(info, "Uptime_sec")
+    if found is None:
+        raise RegistryFleetError("The answer to 'show info' has no Uptime_sec: this is no runtime socket of HAProxy.")
+    return found
+
+
+def start_time(info: str, now: float) -> int:
+    """The second since the epoch in which that was, or where HAProxy does not tell, at most two before it. Raises RegistryFleetError."""
+    found = _info(info, "Start_time_sec")
+    return int(now) - uptime(info) - 1 if found is None else found
+
+
+def _info(info: str, wanted: str) -> int | None:
     for line in info.splitlines():
         key, _separator, value = line.partition(": ")
-        if key == "Uptime_sec" and value.strip().isdigit():
+        if key == wanted and value.strip().isascii() and value.strip().isdigit():
             return int(value)
-    raise RegistryFleetError("The answer to 'show info' has no Uptime_sec: this is no runtime socket of HAProxy.")
+    return None
 
 
 def servers(stat: str) -> list[Figures]:
@@ -93,6 +106,15 @@ def servers(stat: str) -> list[Figures]:
     figures = [_figures(row) for row in rows if row["svname"] not in ("FRONTEND", "BACKEND")]
     # The rewrite front's own way from other mirror hosts back to the upstream: these bytes are counted there.
     return [each for each in figures if not (each["source"] == "upstream" and each["name"].endswith(("_sources", "_sources_tags")))]
+
+
+def wan_bytes_by_upstream(figures: list[Figures]) -> dict[str, int]:
+    """The WAN bytes of each upstream: its tags, token endpoint, object storage and hub are backends of their own, NAME_…"""
+    found: dict[str, int] = {}
+    for each in figures:
+        name = each["name"].partition("_")[0]
+        found[name] = found.get(name, 0) + each["wan_bytes"]
+    return found
 
 
 def _figures(row: dict[str, str]) -> Figures:

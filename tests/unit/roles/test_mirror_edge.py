@@ -25,6 +25,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import edge_figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import HIGHEST_EDGE_PORT, PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
@@ -812,7 +813,50 @@ def test_a_body_or_no_host_is_refused_in_words(lab: Lab, headers: dict[str, str]
     assert lab.noted.seen == []
 
 
+# ---- the canary
+
+@pytest.mark.parametrize("name", ["open", "locked"])
+@pytest.mark.parametrize("upstream", ["noted", "dead"])
+def test_the_canary_is_the_edges_own(lab: Lab, run_module: RunModule, authority: Authority, name: str, upstream: str) -> None:
+    """It names the mirror host, needs nothing behind the edge, and is for those who may pull."""
+    edge: Edge = getattr(lab, name)
+    login = {"username": "plain", "password": PASSWORD} if edge.tls else {}
+    url = edge.url.replace(str(edge.ports["hub"]), str(edge.ports[upstream]))
+    trust = {"ca_certificate": str(authority.certificate)} if edge.tls else {}
+    for platform in ("linux/amd64", "linux/arm64", "linux/arm"):
+        pulled = run_module(mirror_pull.main, image="mirrorfleet-edge/canary:1", url=url, platform=platform, retries=0, **login, **trust)
+        assert not pulled.get("failed"), pulled["msg"]
+    assert (pulled["layers"], lab.noted.seen, lab.asked.seen) == (1, [], [])
+    headers = {"Authorization": basic("plain", PASSWORD)} if login else {}
+    status, answered, body = edge.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1?ns=docker.io", **headers)
+    assert (status, answered["Content-Type"], answered["Docker-Content-Digest"]) == (200, "application/vnd.oci.image.index.v1+json", digest_of(body))
+    assert digest_of(body) == pulled["digest"] and json.loads(body)["annotations"] == {"mirrorfleet.host": "localhost"}
+    status, answered, body = edge.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1", "HEAD", **headers)
+    assert (status, answered["Docker-Content-Digest"], body) == (200, pulled["digest"], b"")
+    config = edge.request(upstream, f"/v2/mirrorfleet-edge/canary/blobs/{pulled['blobs'][0]['digest']}", **headers)[2]
+    assert json.loads(config)["config"]["Labels"] == {"mirrorfleet.host": "localhost"}
+    if login:
+        assert edge.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1")[0] == 401
+    assert lab.narrow.request(upstream, "/v2/mirrorfleet-edge/canary/manifests/1", client=FORBIDDEN_CLIENT)[0] == 403
+
+
 # ---- the log
+
+def test_checks_are_not_logged(lab: Lab) -> None:
+    """Those of the roles, by the names that they have there. What is refused, or asks for more, is."""
+    roles = Path(__file__).resolve().parents[3] / "roles"
+    for agent, template in (("mirrorfleet", "haproxy_front/templates/haproxy.cfg.j2"), ("mirrorfleet-address", "virtual_address/templates/check.py")):
+        assert re.search(rf"User-Agent:? {agent}\b(?!-)", (roles / template).read_text())
+        lab.open.request("noted", "/v2/", "HEAD", User_Agent=agent)
+        lab.open.request("noted", "/v2/nothing", User_Agent=agent)
+        lab.narrow.request("noted", "/v2/", User_Agent=agent)
+    lab.open.request("noted", "/v2/", User_Agent="after the checks")
+    lab.open.line("after the checks")
+    lab.narrow.line("mirrorfleet-address")
+    seen = [(line["agent"], line["path"], line["status"]) for line in (*lab.open.lines(), *lab.narrow.lines()) if line["agent"].startswith("mirrorfleet")]
+    for agent in ("mirrorfleet", "mirrorfleet-address"):
+        assert [each[1:] for each in seen if each[0] == agent] == [("/v2/nothing", 404), ("/v2/", 403)]
+
 
 def test_the_log_says_who_what_and_where(lab: Lab) -> None:
     lab.cache.fill(lab.open, "svc/app", IMAGE)
@@ -847,6 +891,41 @@ def test_the_log_says_who_what_and_where(lab: Lab) -> None:
     assert told(login) == ("noted", "GET", MANIFEST, 200, "cache", "plain")
     for hidden in (b"hidden", PASSWORD.encode(), basic("plain", PASSWORD)[6:].encode(), b"docker.io"):
         assert hidden not in lab.locked.log() + lab.open.log()
+
+
+def test_the_log_is_counted(lab: Lab, tmp_path: Path) -> None:
+    """By front_info, over a rotation in which nginx reopens its log."""
+    lab.cache.fill(lab.open, "svc/app", IMAGE)
+    path, memory = lab.open.directory / "logs/access.log", tmp_path / "memory"
+    lab.open.request("noted", "/v2/", User_Agent="before the count")
+    lab.open.line("before the count")
+
+    def counts() -> dict[str, Any]:
+        figures = edge_figures.look(str(path), str(memory), 0, remember=True)
+        assert figures.unreadable == 0
+        return {name: dict(figures.total[name]) for name in ("hub", "noted")}
+
+    def ask(marker: str) -> None:
+        for _client in range(3):
+            lab.open.request("hub", f"/v2/svc/any/blobs/{BLOB}")
+        lab.open.request("hub", f"/v2/svc/app/blobs/{'sha256:' + 'b' * 64}")
+        lab.open.request("noted", "/v2/nothing", User_Agent=marker)
+
+    before = counts()
+    ask("before the rotation")
+    lab.open.line("before the rotation")
+    path.rename(path.with_name("access.log.1"))
+    ask("into the renamed file")
+    lab.open.process.send_signal(signal.SIGUSR1)
+    until(path.exists)
+    ask("into the new file")
+    lab.open.line("into the new file")
+    after = counts()
+    assert after == counts()
+    hub, noted = ({key: after[name][key] - before[name][key] for key in ("requests", "lan_bytes", "hits", "misses")} for name in ("hub", "noted"))
+    refused = hub["lan_bytes"] - 9 * len(LAYER)
+    assert (hub["requests"], hub["hits"], hub["misses"], noted["requests"]) == (12, 9, 0, 3) and 0 < refused < 3000
+    assert after["hub"]["responses"]["4xx"] - before["hub"]["responses"]["4xx"] == 3
 
 
 def test_whatever_comes_is_one_line_of_json(lab: Lab) -> None:

@@ -367,8 +367,60 @@ def virtual_address_without_a_name(fleet_: Fleet) -> str:
     return "group dc_zagreb: mirror_name: leads to one mirror host, and mirror_virtual_address to whichever is well. Write a name whose address that is."
 
 
+def with_virtual_addresses(fleet_: Fleet, zagreb: str, lima: str) -> None:
+    fleet_.groups["mirrors"].append("m2.lima")
+    fleet_.groups["dc_lima"].append("m2.lima")
+    fleet_.vars.update(dc_zagreb={"mirror_virtual_address": zagreb, "mirror_name": "a"}, dc_lima={"mirror_virtual_address": lima, "mirror_name": "b"})
+
+
+def virtual_addresses_that_are_none(fleet_: Fleet) -> tuple[str, ...]:
+    with_virtual_addresses(fleet_, "10.20.0.10", "10.20.1.256/24")
+    end = "is no address with the prefix length of its network. Write one like 10.20.0.10/24 or fd00:20::10/64."
+    return (
+        f"group dc_zagreb: mirror_virtual_address: '10.20.0.10': {end}",
+        f"group dc_lima: mirror_virtual_address: '10.20.1.256/24': {end}",
+    )
+
+
+def virtual_addresses_of_no_host(fleet_: Fleet) -> tuple[str, ...]:
+    with_virtual_addresses(fleet_, "10.20.0.255/24", "fd00::1/127")
+    return (
+        "group dc_zagreb: mirror_virtual_address: '10.20.0.255/24': is the network 10.20.0.0/24 itself or its broadcast address. "
+        "Write an address that a host can have.",
+        "group dc_lima: mirror_virtual_address: 'fd00::1/127': is no address with the prefix length of its network. "
+        "Write one like 10.20.0.10/24 or fd00:20::10/64.",
+    )
+
+
+def one_virtual_address(fleet_: Fleet) -> str:
+    with_virtual_addresses(fleet_, "fd00:20::10/64", "fd00:0020:0::10/80")
+    return "group dc_zagreb: mirror_virtual_address: 'fd00:20::10/64': is the address of dc_lima, too. Give each data center its own."
+
+
+def virtual_address_of_one_mirror_host(fleet_: Fleet) -> str:
+    fleet_.vars["dc_lima"] = {"mirror_virtual_address": "10.20.0.10/24", "mirror_name": "b"}
+    return (
+        "group dc_lima: mirror_virtual_address: '10.20.0.10/24': m1.lima has nobody to share an address with. "
+        "Leave it out, or add a mirror host."
+    )
+
+
+def test_an_address_of_another_data_center_is_found_with_a_limit(fleet_: Fleet) -> None:
+    with_virtual_addresses(fleet_, "10.20.0.10/24", "10.20.0.10/24")
+    fleet_.refused(
+        "group dc_lima: mirror_virtual_address: '10.20.0.10/24': is the address of dc_zagreb, too. Give each data center its own.",
+        arguments=("--limit", "dc_lima"),
+    )
+
+
+def test_virtual_addresses_that_are_right(fleet_: Fleet) -> None:
+    with_virtual_addresses(fleet_, "10.20.0.10/24", "10.20.0.11/24")
+    fleet_.vars["dc_lima"]["mirror_virtual_address"] = ""
+    fleet_.accepted()
+
+
 @pytest.mark.parametrize("spoil", [
-    virtual_address_without_a_name,
+    virtual_address_without_a_name, virtual_addresses_that_are_none, virtual_addresses_of_no_host, one_virtual_address, virtual_address_of_one_mirror_host,
     hub_that_is_none, hub_of_itself, hubs_in_a_circle, hub_in_one_host_only, hub_at_other_ports, hub_of_other_upstreams, hub_with_another_login,
     no_mirrors, no_mirrors_at_all, in_two_data_centers, in_no_data_center, one_port, one_name, derived_port, port_of_the_statistics,
     a_login_that_the_playbooks_lack,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import CLASSES, ask, servers, uptime
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import CLASSES, ask, servers, start_time, uptime, wan_bytes_by_upstream
 
 NUMBERS = ["lastchg", "bout", "bin", "stot", "scur", "econ", "eresp", "wretr", "chkfail", "check_code", "check_duration", *(f"hrsp_{each}" for each in CLASSES)]
 TEXTS = ["status", "check_status", "check_desc", "last_chk"]
@@ -55,6 +55,20 @@ def test_anything_else_is_refused_or_read(answer: str) -> None:
     for read in (servers, uptime):
         with contextlib.suppress(RegistryFleetError):
             read(answer)
+
+
+def test_when_it_started() -> None:
+    """2.6 tells how long ago, 3.0 when."""
+    assert start_time("Name: HAProxy\nUptime_sec: 23\nStart_time_sec: 1795278732\n", 1795278756.9) == 1795278732
+    assert start_time("Name: HAProxy\nUptime_sec: 23\n", 1795278756.9) == 1795278732
+    with pytest.raises(RegistryFleetError, match="no Uptime_sec"):
+        start_time("Start_time_sec: x", 1795278756.9)
+
+
+def test_wan_bytes_are_an_upstreams() -> None:
+    names = ("a-b", "a-b_tags", "a-b_token", "a-b_redirect_2", "a-b_sources", "a")
+    rows = ({"pxname": name, "svname": "sibling-x" if "sources" in name else "upstream", "bout": 10**number} for number, name in enumerate(names))
+    assert wan_bytes_by_upstream(servers(table(["bout"], *rows))) == {"a-b": 1111, "a": 100000}
 
 
 @pytest.mark.parametrize("status, healthy", [
