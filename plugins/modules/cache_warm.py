@@ -18,7 +18,7 @@ description:
     run that was broken off is taken up by the next one.
   - Images come in the order of the list, O(parallel) blobs at once. What goes wrong with one of them does not stop the others; at
     the end the module fails and names all that are not there.
-  - With the callback plugin M(mirrorfleet.registry.warm_progress#callback) enabled, it is shown how far it is while it runs.
+  - With the callback plugin P(mirrorfleet.registry.warm_progress#callback) enabled, it is shown how far it is while it runs.
 options:
   images:
     description:
@@ -97,7 +97,7 @@ options:
     description:
       - A directory that must not exist yet. It is made, and while the module runs, its file C(progress.json) is rewritten each second
         with C(images), C(images_done), C(images_failed), C(bytes), C(bytes_done), C(seconds). It is removed at the end.
-      - What can't be written there is no fault. The callback plugin M(mirrorfleet.registry.warm_progress#callback) needs nothing here.
+      - What can't be written there is no fault. The callback plugin P(mirrorfleet.registry.warm_progress#callback) needs nothing here.
     type: path
   username:
     description: The user, where the edge asks for one.
