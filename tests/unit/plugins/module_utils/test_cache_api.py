@@ -103,7 +103,7 @@ def test_no_blob_is_asked_for(filled: Registry, start_registry: StartRegistry, r
 
 FAULTS = {
     "401": answer(401, f"no {PASSWORD}".encode(), WWW_Authenticate='Basic realm="lab"'), "403": answer(403), "404": answer(404),
-    "429": answer(429, Retry_After="900"), "500": answer(400), "page": answer(200, b"<html>", Content_Type="text/html"), "short": answer(200, b"{}")[:-1],
+    "429": answer(429, Retry_After="900"), "500": answer(500), "page": answer(200, b"<html>", Content_Type="text/html"), "short": answer(200, b"{}")[:-1],
 }
 
 
