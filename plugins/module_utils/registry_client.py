@@ -305,8 +305,8 @@ class RegistryClient:
         url = f"{self.url}/v2/{repository}/blobs/{digest}"
 
         def ask() -> bool:
-            with self._head(repository, url, {}) as answer:
-                return answer is not None and (size is None or answer.headers.get("Content-Length", str(size)) == str(size))
+            headers = self._head(repository, url, {})
+            return headers is not None and (size is None or headers.get("Content-Length", str(size)) == str(size))
 
         return self._retrying(ask)
 
@@ -393,11 +393,11 @@ class RegistryClient:
 
     def _head_manifest(self, repository: str, target: str) -> Descriptor | None:
         url = f"{self.url}/v2/{repository}/manifests/{target}"
-        with self._head(repository, url, {"Accept": ", ".join(MEDIA_TYPES)}) as answer:
-            if answer is None:
-                return None
-            digest, length = answer.headers.get("Docker-Content-Digest", ""), answer.headers.get("Content-Length", "")
-            media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        headers = self._head(repository, url, {"Accept": ", ".join(MEDIA_TYPES)})
+        if headers is None:
+            return None
+        digest, length = headers.get("Docker-Content-Digest", ""), headers.get("Content-Length", "")
+        media_type = headers.get("Content-Type", "").partition(";")[0].strip()
         if is_digest(target) and is_digest(digest) and digest != target:
             raise RegistryError(url, f"the answer is about {digest}", _WRONG_BYTES, 200)
         # A registry should say the digest; only the bytes tell that of one that does not.
@@ -488,14 +488,13 @@ class RegistryClient:
             # Jitter: a mirror that comes back must not meet all its docker hosts in one moment.
             time.sleep(max(wished, min(_LONGEST_PAUSE, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)))
 
-    @contextmanager
-    def _head(self, repository: str, url: str, headers: Mapping[str, str]) -> Iterator[Answer | None]:
+    def _head(self, repository: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPMessage | None:
         """A 200's headers; None for what is not there, or not stored where only that was asked."""
         with self._get(repository, url, headers, "HEAD", also=(404, 504) if self._only_if_cached else (404,)) as answer:
             answer.chunk()
             if answer.status == 200 and answer.headers.get("Content-Type", "").startswith("text/html"):
                 raise RegistryError(url, "the answer is a page", _NO_REGISTRY, 200)
-            yield answer if answer.status == 200 else None
+            return answer.headers if answer.status == 200 else None
 
     @contextmanager
     def _get(self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = ()) -> Iterator[Answer]:

@@ -34,6 +34,31 @@ options:
         description: The debug endpoint of its distribution, C(http.debug.addr) in its configuration.
         type: str
         default: ""
+  url:
+    description:
+      - Ask the API of a registry instead, as C(https://host:port), for one whose store can't be read. The module runs anywhere then.
+      - It is for a registry that stores what is pushed to it. A mirror host's edge lists nothing and is refused. Of a pull-through cache behind
+        no edge, the tags and images told are those that its upstream has, and it fetches their manifests for that, over the WAN.
+      - Only the store tells of RV(caches[].path), RV(caches[].upload_bytes), RV(caches[].disk), RV(caches[].proxy), C(uploads) in
+        RV(caches[].counts), RV(caches[].repositories[].untagged_count) and C(untagged), C(complete) and C(missing), and of the platform of an
+        image without an index. They are null. Sizes are those that the manifests say, and RV(caches[].bytes) and the number of blobs
+        are of the repositories that match O(repository).
+    type: str
+  username:
+    description: The user, for a registry at O(url) that asks for one. It is sent only when the registry asks.
+    type: str
+  password:
+    description: The user's password or token.
+    type: str
+  ca_certificate:
+    description:
+      - The certificate of the authority that signed that of O(url), as PEM text or as the path of a file on the host. It is trusted beside the
+        system's authorities.
+    type: str
+  validate_certs:
+    description: Whether the certificate of O(url) must be valid.
+    type: bool
+    default: true
   repository:
     description:
       - Tell only of repositories whose name matches this shell pattern. C(*) matches slashes too.
@@ -72,7 +97,7 @@ EXAMPLES = r"""
 
 - name: The tags that lack blobs, by repository
   ansible.builtin.debug:
-    msg: "{{ held | community.general.json_query('caches[].repositories[].{name: name, tags: tags[?!complete].tag} | [?tags]') }}"
+    msg: "{{ held | community.general.json_query('caches[].repositories[].{name: name, tags: tags[?complete==`false`].tag} | [?tags]') }}"
 
 - name: One team's images and the figures of one cache
   mirrorfleet.registry.cache_info:
@@ -83,6 +108,19 @@ EXAMPLES = r"""
     repository: svc/*
     details: true
   become: true
+
+- name: What the central registry holds is known by its API
+  mirrorfleet.registry.cache_info:
+    url: https://registry.example.com:5000
+    username: dc-reader
+    password: "{{ vault_central_password }}"
+  delegate_to: localhost
+  register: central
+
+- name: Its largest images
+  ansible.builtin.debug:
+    msg: >-
+      {{ central | community.general.json_query("caches[].repositories[?tags].{name: name, size: max_by(tags, &size).size}[] | sort_by(@, &size)[-5:]") }}
 """
 
 RETURN = r"""
@@ -207,6 +245,7 @@ caches:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_api import report_registry
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import default_caches, report_cache
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
@@ -223,13 +262,25 @@ def main() -> None:
                     "debug_url": {"type": "str", "default": ""},
                 },
             },
+            "url": {"type": "str"},
+            "username": {"type": "str"},
+            "password": {"type": "str", "no_log": True},
+            "ca_certificate": {"type": "str"},
+            "validate_certs": {"type": "bool", "default": True},
             "repository": {"type": "str", "default": "*"},
             "details": {"type": "bool", "default": False},
         },
+        mutually_exclusive=[("caches", "url")],
+        required_together=[("username", "password")],
+        required_by={"username": "url", "ca_certificate": "url"},
         supports_check_mode=True,
     )
     caches, repository, details = (module.params[name] for name in ("caches", "repository", "details"))
     try:
+        if module.params["url"]:
+            given = {name: module.params[name] for name in ("url", "username", "password", "ca_certificate", "validate_certs")}
+            report = report_registry(repository, details, **{name: value for name, value in given.items() if value is not None})
+            module.exit_json(changed=False, caches=[report])
         reports = [report_cache(**cache, repository=repository, details=details) for cache in (default_caches() if caches is None else caches)]
         module.exit_json(changed=False, caches=reports)
     except RegistryFleetError as error:

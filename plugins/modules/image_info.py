@@ -15,8 +15,8 @@ description:
   - Resolves images at an upstream and, at the same time, in any number of caches. It runs anywhere, usually on the controller, as
     one remote command for all images and all caches.
   - A pull-through cache fetches what it is asked for, even by C(HEAD). So a mirror host's edge is asked with the directive C(only-if-cached)
-    of RFC 9111, which it answers from its store. Nothing is fetched over the WAN but manifests, from O(upstream). A cache that does not say
-    that it understands this is not asked, and RV(images[].caches[].in_cache) is V(unknown).
+    of RFC 9111, which it answers from its store. Nothing is fetched over the WAN but manifests, and the config of an image without an
+    index, from O(upstream). A cache that does not say that it understands this is not asked, and RV(images[].caches[].in_cache) is V(unknown).
   - What a registry answers or fails to answer is told and fails nothing; only wrong options do.
   - Environment variables that name proxies are not used.
 options:

@@ -147,7 +147,6 @@ class TestARealRegistry:
         with RegistryClient(registry.url.replace("http", "https"), retries=0) as client:
             assert "TLS failed" in str(failure_of(client))
 
-
     def test_a_head_tells_without_a_body(self, registry: Registry) -> None:
         digest = registry.push("svc/app", "1", IMAGE)
         with RegistryClient(registry.url) as client:
