@@ -1,7 +1,7 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""What mirror_probe reads. It asks a real Docker in tests/unit/plugins/modules/test_mirror_probe.py."""
+"""What mirror_probe reads. It asks a real Docker in tests/unit/roles/test_canary.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""mirror_probe on a Docker of its own, whose mirrors are edges as the role sets them up."""
+"""The canary, and mirror_probe, on a Docker of its own whose mirrors are edges as the role sets them up."""
 
 from __future__ import annotations
 
@@ -30,12 +30,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.docker_host import DockerApi, DockerError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_probe
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Answers, RunModule, Server, answer, free_port, until
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, upstream_port
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import base as base  # a fixture
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import render as render  # a fixture
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_mirror_edge import Edge, directories, listen, start_nginx
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dockerd"), reason="a Docker of its own needs root and dockerd")
@@ -116,12 +113,11 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
 
 @dataclass
 class Fleet:
-    """Edges without TLS and with it, the latter also with a login, for upstreams that are not there."""
+    """Edges without TLS and with it, for upstreams that are not there."""
 
     plain: Edge
     tls: Edge
     port: int
-    login_port: int
 
     @property
     def hub(self) -> str:
@@ -170,14 +166,13 @@ def fleet(render: Render, base: Path) -> Iterator[Fleet]:
         "plain": {**shared, "mirror_edge_bind": "127.0.0.2", "mirror_edge_tls": "none"},
         "tls": {**shared, "mirror_edge_bind": address, "mirror_edge_tls": "given", "mirror_edge_certificate": certificate, "mirror_edge_private_key": key},
     }
-    assert PORT_OFFSETS["cache"] > 1
     rendered = dict(zip(sets, render("mirror_edge", *({**directories(base / name), **each} for name, each in sets.items()))))
     for name in sets:
         (base / name).mkdir(exist_ok=True)
     edges = {name: start_nginx(base / name, rendered[name], str(sets[name]["mirror_edge_bind"]), ports) for name in sets}
     for edge in edges.values():
         listen(edge)
-    yield Fleet(edges["plain"], edges["tls"], port, port + 1)
+    yield Fleet(edges["plain"], edges["tls"], port)
     for edge in edges.values():
         edge.process.terminate()
         edge.process.wait(10)
