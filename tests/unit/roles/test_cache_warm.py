@@ -252,9 +252,8 @@ def test_a_slow_reader_does_not_slow_the_wan(mirror: Mirror, upstream: BreakingU
     image = fresh_image(1, 7_000_000)
     published(upstream, "slow", image)
     before = wan_bytes(mirror)
-    reader = subprocess.Popen(
-        ["curl", "--silent", "--limit-rate", "100k", "--output", "/dev/null", f"http://127.0.0.1:{mirror.edge.ports['central']}{blob_path(layer_digest(image))}"],
-    )
+    url = f"http://127.0.0.1:{mirror.edge.ports['central']}{blob_path(layer_digest(image))}"
+    reader = subprocess.Popen(["curl", "--silent", "--limit-rate", "100k", "--output", "/dev/null", url])
     try:
         seconds = until(mirror.cache.blob_path(layer_digest(image)).exists)
         assert reader.poll() is None

@@ -368,10 +368,11 @@ def test_a_full_store_makes_room(coalescer: Coalescer) -> None:
         assert coalescer.get(path)[2] == blob
 
 
-def test_why_a_blob_can_not_be_had_is_told_and_its_bytes_are_not(coalescer: Coalescer) -> None:
+@pytest.mark.parametrize("there", [200, 206])
+def test_why_a_blob_can_not_be_had_is_told_and_its_bytes_are_not(coalescer: Coalescer, there: int) -> None:
     blob = fresh()
-    coalescer.front.answers = lambda path: answer(200, blob) if "/has/" in path else answer(404, b"of the upstream")
-    status, _headers, body = coalescer.get(blob_path(blob, "svc/has/it"), X_Mirror_Why="true")
+    coalescer.front.answers = lambda path: answer(there, blob) if "/has/" in path else answer(404, b"of the upstream")
+    status, _headers, body = coalescer.get(blob_path(blob, "svc/has/it"), X_Mirror_Why="true", Range="bytes=0-")
     assert status == 503 and "central could not keep this blob" in json.loads(body)["errors"][0]["message"]
     assert coalescer.get(blob_path(blob, "svc/other"), X_Mirror_Why="true")[::2] == (404, b"of the upstream")
     assert coalescer.get("/v2/svc/has/manifests/1", X_Mirror_Why="true")[2] == blob

@@ -239,7 +239,7 @@ def test_it_tells_how_far_it_is(warm: Warm, registry: Registry, tmp_path: Path) 
     directory, seen = tmp_path / "progress", []
 
     def look() -> None:
-        until(lambda: (directory / "progress.json").exists())
+        until((directory / "progress.json").exists)
         while directory.exists():
             try:
                 seen.append(json.loads((directory / "progress.json").read_text()))
