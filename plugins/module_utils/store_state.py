@@ -102,8 +102,8 @@ def save(root: str, name: str, state: dict[str, Any]) -> str:
     new = os.path.join(directory, f"{name}.new")
     try:
         with contextlib.suppress(FileExistsError):
-            # The edge, which is in the store's group, may see whether the cache is out of service.
-            os.mkdir(directory, 0o710)
+            # The edge may see whether the cache is out of service.
+            os.mkdir(directory, 0o711)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

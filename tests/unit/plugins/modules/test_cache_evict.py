@@ -70,7 +70,7 @@ def test_root_acts_as_the_owner(cache: Registry, run_module: RunModule) -> None:
         path.chmod(0o755)
     assert run(run_module, cache, images=["svc/app:1"])["changed"] is True and os.geteuid() == 0
     assert {path.stat().st_uid for path in (cache.root / ".mirrorfleet").rglob("*")} == {65534}
-    assert stat.S_IMODE((cache.root / ".mirrorfleet").stat().st_mode) == 0o710
+    assert stat.S_IMODE((cache.root / ".mirrorfleet").stat().st_mode) == 0o711
     # What the owner may not remove, root does not either.
     (cache.v2 / "repositories/svc/web/_manifests/tags/1/current").chmod(0o500)
     failed = run(run_module, cache, images=["svc/web:1"])
