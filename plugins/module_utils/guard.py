@@ -11,25 +11,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, evict
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import COUNTERS, SAMPLES, STATE, Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, load, locked, save
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, DRAINED, is_drained, locked, save
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_uploads import purge_uploads
 
-STATE = "guard.json"
-DRAINED = "drained"
 METRICS = "mirrorfleet_guard.prom"
 _HOUR, _DAY = 3600.0, 86400.0
 _LOCK_SECONDS = 10.0
-# Hourly figures of a week.
-_SAMPLES = 168
-_COUNTERS = ("evicted_images", "evicted_bytes", "scrubbed_blobs", "scrubbed_bytes", "scrub_findings", "purged_uploads")
 
 
 @dataclass(frozen=True)
@@ -51,40 +47,6 @@ class Settings:
     metrics: str
 
 
-@dataclass
-class Figures:
-    """What is known of one cache: .mirrorfleet/guard.json. samples: [seconds since 1970, bytes of its file system in use], the oldest first."""
-
-    samples: list[list[float]] = field(default_factory=list)
-    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
-    store_bytes: int = 0
-    scrubbed_at: float = 0.0
-    turned_at: float = 0.0
-
-    @classmethod
-    def of(cls, root: str) -> Figures:
-        """What was kept; what can't be understood begins anew."""
-        state = load(root, STATE)
-        try:
-            return cls(
-                [[float(at), float(used)] for at, used in state["samples"]][-_SAMPLES:],
-                {name: int(state["counters"].get(name, 0)) for name in _COUNTERS},
-                int(state["store_bytes"]),
-                float(state["scrubbed_at"]),
-                float(state["turned_at"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            return cls()
-
-    def days_until_full(self, free: int) -> float | None:
-        """At the rate since the oldest sample; None where that is not known yet, or nothing grows."""
-        if len(self.samples) < 2:
-            return None
-        (first, used_first), (last, used_last) = self.samples[0], self.samples[-1]
-        grown = used_last - used_first
-        return round(free / grown * (last - first) / _DAY, 1) if grown > 0 and last > first else None
-
-
 def settings_of(path: str) -> Settings:
     """Raises RegistryFleetError."""
     try:
@@ -94,11 +56,6 @@ def settings_of(path: str) -> Settings:
         return Settings(**{**values, **ages, "pinned": tuple(values["pinned"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RegistryFleetError(f"{path} is not as the role pull_through_cache writes it: {error}. Run site.yml.") from None
-
-
-def is_drained(root: str) -> bool:
-    """Whether the edge tells everybody to go elsewhere."""
-    return os.path.lexists(os.path.join(root, DIRECTORY, DRAINED))
 
 
 class Guard:
@@ -197,7 +154,7 @@ class Guard:
         path, figures, now = self._settings.caches[name], self._figures[name], time.time()
         if not figures.samples or not 0 <= now - figures.samples[-1][0] < _HOUR:
             disk = os.statvfs(path)
-            figures.samples = [*figures.samples, [now, float((disk.f_blocks - disk.f_bfree) * disk.f_frsize)]][-_SAMPLES:]
+            figures.samples = [*figures.samples, [now, float((disk.f_blocks - disk.f_bfree) * disk.f_frsize)]][-SAMPLES:]
         problem = save(path, STATE, vars(figures))
         if problem:
             self._fail(problem)
@@ -242,7 +199,7 @@ def metrics_text(caches: dict[str, tuple[Figures, int, int, bool]], errors: int,
             (f"{counter}_total", "counter", f"{counter.replace('_', ' ').capitalize()} since the store came.", {
                 name: row[0].counters[counter] for name, row in caches.items()
             })
-            for counter in _COUNTERS
+            for counter in COUNTERS
         ),
     ]
     text = ""

@@ -99,6 +99,15 @@ class RepositoryImages:
                 led_to.update(item.digest for item in manifest.manifests)
         return sorted(digest for digest in self.revisions if digest not in led_to)
 
+    def without_tag(self) -> list[str]:
+        """The manifests that no tag leads to, directly or by an index."""
+        led_to = {link.digest for link in self.tags.values()}
+        for digest in [digest for digest in led_to if digest in self.revisions]:
+            manifest = self._manifests.get(digest)
+            if manifest is not None:
+                led_to.update(item.digest for item in manifest.manifests)
+        return sorted(set(self.revisions) - led_to)
+
     def last_used(self, digest: str, tag: Link | None = None) -> tuple[float, str]:
         """When, in seconds since 1970, and from where it is known."""
         known = [(0.0, WRITTEN)]

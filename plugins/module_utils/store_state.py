@@ -19,6 +19,7 @@ from typing import Any, Iterator
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
 DIRECTORY = ".mirrorfleet"
+DRAINED = "drained"
 _HOLDER = "holder.json"
 _WAIT_SECONDS = 0.1
 _MAX_STATE_BYTES = 1024 * 1024
@@ -83,6 +84,11 @@ def _holder(root: str) -> str:
         return f"{holder['who']} (process {holder['pid']}, since {since})"
     except (KeyError, TypeError, ValueError, OverflowError):
         return "another process"
+
+
+def is_drained(root: str) -> bool:
+    """Whether the guard has taken the cache out of service: the edge then sends docker hosts and siblings elsewhere."""
+    return os.path.lexists(os.path.join(root, DIRECTORY, DRAINED))
 
 
 def load(root: str, name: str) -> dict[str, Any]:

@@ -17,14 +17,16 @@ import pytest
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import ROLES, Render, unprivileged
 
-UPSTREAMS = [{"name": "central", "url": "http://127.0.0.1:1", "port": 5000, "canary": "a:1"}, {"name": "other", "url": "http://127.0.0.1:2", "port": 5001, "canary": "a:1"}]
+UPSTREAMS = [
+    {"name": name, "url": f"http://127.0.0.1:{port}", "port": port, "canary": "a:1"} for name, port in (("central", 5000), ("other", 5001))
+]
 
 
 def put_down(render: Render, base: Path, **variables: Any) -> dict[str, Path]:
     """The guard's files below `base`, by name."""
     directories = {
-        "__pull_through_cache_guard_lib": str(base / "lib"), "__pull_through_cache_config": str(base / "etc"), "pull_through_cache_storage": str(base / "store"),
-        "pull_through_cache_guard_metrics": str(base / "metrics"),
+        "__pull_through_cache_guard_lib": str(base / "lib"), "__pull_through_cache_config": str(base / "etc"),
+        "pull_through_cache_storage": str(base / "store"), "pull_through_cache_guard_metrics": str(base / "metrics"),
     }
     (files,) = render("pull_through_cache", {"mirror_upstreams": UPSTREAMS, **directories, **variables})
     found = {}

@@ -18,12 +18,14 @@ from typing import Any, Iterator
 
 import pytest
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import guard
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.guard import METRICS, Figures, Guard, Settings, is_drained, settings_of
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.guard import METRICS, Guard, Settings, settings_of
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import load, locked
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import Figures
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import is_drained, load, locked
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import COLLECTIONS, Registry, StartRegistry, digest_of, image_of, layer_of
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import DAY, used
 
@@ -141,9 +143,7 @@ def test_a_share_is_scrubbed_each_hour(cache: Registry, monkeypatch: pytest.Monk
     assert metrics(cache)['mirrorfleet_guard_scrub_turn_timestamp_seconds{cache="central"}'] > 0
 
 
-def test_who_holds_the_lock_is_said_and_nothing_is_done(cache: Registry, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.mirrorfleet.registry.plugins.module_utils import guard
-
+def test_who_holds_the_lock_is_said(cache: Registry, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_LOCK_SECONDS", 0.1)
     fill(disk, 92)
     with locked(str(cache.root), "cache_evict", 0):
