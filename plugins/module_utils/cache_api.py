@@ -12,6 +12,7 @@ import fnmatch
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Iterable, TypeVar
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import Filter
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
@@ -24,7 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def report_registry(repository: str = "*", details: bool = False, **registry: Any) -> dict[str, Any]:
+def report_registry(wanted: Filter = Filter(), details: bool = False, **registry: Any) -> dict[str, Any]:
     """What cache_info documents of one cache; ``registry`` is RegistryClient's arguments.
 
     Null where only the store tells. Raises RegistryFleetError if the registry does not list its repositories, or is a mirror.
@@ -39,7 +40,7 @@ def report_registry(repository: str = "*", details: bool = False, **registry: An
             # What is wrong is told by what is really asked for.
             pass
         with ThreadPoolExecutor(THREADS) as pool:
-            return _Reader(client, pool).report(repository, details)
+            return _Reader(client, pool).report(wanted, details)
 
 
 class _Reader:
@@ -49,10 +50,10 @@ class _Reader:
         self._client, self._pool = client, pool
         self._problems: list[dict[str, str]] = []
 
-    def report(self, pattern: str, details: bool) -> dict[str, Any]:
-        names = sorted(name for name in self._client.repositories() if fnmatch.fnmatchcase(name, pattern))
+    def report(self, wanted: Filter, details: bool) -> dict[str, Any]:
+        names = sorted(name for name in self._client.repositories() if fnmatch.fnmatchcase(name, wanted.repository))
         tags = self._each(names, lambda name: sorted(self._client.tags(name)))
-        named = [(name, tag) for name, listed in zip(names, tags) for tag in listed or ()]
+        named = [(name, tag) for name, listed in zip(names, tags) for tag in listed or () if wanted.takes(f"{name}:{tag}")]
         tops = dict(zip(named, self._each(named, lambda key: self._manifest(*key))))
         children = list(dict.fromkeys(
             (name, item.digest) for (name, _tag), top in tops.items() if top and top[0].is_index for item in top[0].manifests
@@ -63,10 +64,11 @@ class _Reader:
         for name, listed in zip(names, tags):
             reports = []
             for tag in listed or ():
-                top = tops[name, tag]
+                top = tops.get((name, tag))
                 if top is not None:
                     reports.append({"tag": tag, **_report_image(name, *top, below, blobs, details)})
-            repositories.append({"name": name, "tags": reports, "untagged_count": None, **({"untagged": None} if details else {})})
+            if reports or not wanted.is_of_images:
+                repositories.append({"name": name, "tags": reports, "untagged_count": None, **({"untagged": None} if details else {})})
         manifests = {top[1].digest for top in tops.values() if top} | {found[1].digest for found in below.values() if found}
         return {
             "name": self._client.url,
@@ -82,7 +84,12 @@ class _Reader:
             },
             "bytes": sum(blobs.values()),
             "upload_bytes": None,
+            "oldest_upload": None,
+            "least_recently_used": None,
+            "most_recently_used": None,
+            "expiry": None,
             "disk": None,
+            "drained": None,
             "proxy": None,
             "proxy_unknown": "the API does not tell",
             "problems": self._problems[:_PROBLEMS_SHOWN],
@@ -139,6 +146,8 @@ def _report_image(
         "size": sum(held.values()),
         "platforms": sorted({name for name, image in images if image} - {"", "unknown/unknown"}) if manifest.is_index else None,
         "complete": None,
+        "last_used": None,
+        "last_used_source": None,
     }
     if details:
         report["images"] = [

@@ -10,20 +10,22 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Container
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
-    MAX_MANIFEST_BYTES,
     Descriptor,
     Manifest,
     ManifestError,
-    parse_manifest,
     parse_platform,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import ManifestReader, RepositoryImages
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import Figures
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import is_drained
 
 CACHES = "/var/lib/mirrorfleet/cache"
 CONFIGURATIONS = "/etc/mirrorfleet/cache"
@@ -68,15 +70,36 @@ def _debug_url(name: str) -> str:
     return f"http://{address[1]}" if address else ""
 
 
-def report_cache(name: str, path: str, debug_url: str = "", repository: str = "*", details: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Filter:
+    """Which images are told of: shell patterns of a repository's name and an image's, and how long it was not used, in seconds."""
+
+    repository: str = "*"
+    image: str = "*"
+    unused_for: float = 0
+
+    def takes(self, name: str, last_used: float = 0) -> bool:
+        return fnmatch.fnmatchcase(name, self.image) and (not self.unused_for or time.time() - last_used >= self.unused_for)
+
+    @property
+    def is_of_images(self) -> bool:
+        return self.image != "*" or self.unused_for > 0
+
+
+def report_cache(name: str, path: str, debug_url: str = "", wanted: Filter = Filter(), details: bool = False) -> dict[str, Any]:
     """What cache_info documents of one cache. Raises RegistryFleetError if the store as a whole can't be read."""
     store = Store(path)
     # The blobs are listed last: what a manifest names and came meanwhile is then seen, not reported as missing.
     names = store.repositories()
-    links = [(item, store.tags(item), store.revisions(item)) for item in names if fnmatch.fnmatchcase(item, repository)]
+    manifests = ManifestReader(store)
+    links = [RepositoryImages(store, manifests, item) for item in names if fnmatch.fnmatchcase(item, wanted.repository)]
     uploads = [upload for item in names for upload in store.uploads(item)]
-    reader = _ImageReader(store)
-    repositories = [_report_repository(reader, item, tags, revisions, details) for item, tags, revisions in links]
+    reader = _ImageReader(store, manifests)
+    repositories = [_report_repository(reader, item, wanted, details) for item in links]
+    if wanted.is_of_images:
+        repositories = [item for item in repositories if item["tags"] or item["untagged_count"]]
+    told = {item["name"] for item in repositories}
+    tags = [(tag["last_used"], f"{item['name']}:{tag['tag']}", tag["last_used_source"]) for item in repositories for tag in item["tags"]]
     disk = shutil.disk_usage(store.root)
     proxy, proxy_unknown = _proxy_figures(debug_url)
     return {
@@ -86,35 +109,57 @@ def report_cache(name: str, path: str, debug_url: str = "", repository: str = "*
         "counts": {
             "repositories": len(repositories),
             "tags": sum(len(item["tags"]) for item in repositories),
-            "manifests": len({digest for _item, _tags, revisions in links for digest in revisions if digest in reader.sizes}),
+            "manifests": len({digest for item in links if item.repository in told for digest in item.revisions if digest in reader.sizes}),
             "blobs": len(reader.sizes),
             "uploads": len(uploads),
             "problems": len(store.problems),
         },
         "bytes": sum(reader.sizes.values()),
         "upload_bytes": sum(upload.bytes for upload in uploads),
-        "disk": {"total": disk.total, "free": disk.free},
+        "oldest_upload": _utc(min(upload.written for upload in uploads)) if uploads else None,
+        "least_recently_used": _used(min(tags, default=None)),
+        "most_recently_used": _used(max(tags, default=None)),
+        "expiry": _expiry(name, store.root),
+        "disk": {"total": disk.total, "free": disk.free, "days_until_full": Figures.of(store.root).days_until_full(disk.free)},
+        "drained": is_drained(store.root),
         "proxy": proxy,
         "proxy_unknown": proxy_unknown,
         "problems": [{"path": problem.path, "why": problem.why} for problem in store.problems[:_PROBLEMS_SHOWN]],
     }
 
 
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _used(found: tuple[str, str, str] | None) -> dict[str, str] | None:
+    return None if found is None else {"image": found[1], "last_used": found[0], "last_used_source": found[2]}
+
+
+def _expiry(name: str, root: str) -> str:
+    """Whether the cache's distribution forgets images by itself, as its configuration says: 2.8 by storage.delete, 3.x by proxy.ttl."""
+    try:
+        with open(os.path.join(CONFIGURATIONS, f"{name}.yml"), encoding="utf-8") as configuration:
+            text = configuration.read()
+    except OSError:
+        return "unknown"
+    found = [re.search(pattern, text, re.MULTILINE) for pattern in (r"^    rootdirectory: (\S+)$", r"^  delete:\n    enabled: (\S+)$", r"^  ttl: (\S+)$")]
+    values = [match[1] if match else "" for match in found]
+    if os.path.realpath(values[0]) != root:
+        return "unknown"
+    return "off" if values[1] == "false" and values[2] in ("0", "0s") else "on"
+
+
 class _ImageReader:
     """Images of a store, each manifest and config read once however many repositories and tags name it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, manifests: ManifestReader) -> None:
         self.sizes = store.blobs()
+        self.manifest = manifests.get
         self._store = store
-        self._manifests: dict[str, Manifest | None] = {}
         self._platforms: dict[str, str] = {}
 
-    def manifest(self, digest: str) -> Manifest | None:
-        if digest not in self._manifests:
-            self._manifests[digest] = self._read_manifest(digest)
-        return self._manifests[digest]
-
-    def images(self, digest: str, revisions: set[str]) -> list[_Image]:
+    def images(self, digest: str, revisions: Container[str]) -> list[_Image]:
         """The images behind a digest: one, or those of an index. Only a manifest that the repository links is held by it."""
         manifest = self.manifest(digest) if digest in revisions else None
         if manifest is None or not manifest.is_index:
@@ -135,13 +180,6 @@ class _ImageReader:
     def _whole(self, blob: Descriptor) -> bool:
         return self.sizes.get(blob.digest) == blob.size
 
-    def _read_manifest(self, digest: str) -> Manifest | None:
-        body = self._store.read_blob(digest, MAX_MANIFEST_BYTES)
-        try:
-            return parse_manifest(body) if body is not None else None
-        except ManifestError:
-            return None
-
     def _platform(self, manifest: Manifest) -> str:
         config = manifest.config
         if config is None:
@@ -154,24 +192,21 @@ class _ImageReader:
         return self._platforms[config.digest]
 
 
-def _report_repository(reader: _ImageReader, name: str, tags: dict[str, str], revisions: set[str], details: bool) -> dict[str, Any]:
-    tagged = set(tags.values())
-    for digest in list(tagged):
-        manifest = reader.manifest(digest) if digest in revisions else None
-        if manifest is not None:
-            tagged.update(item.digest for item in manifest.manifests)
-    untagged = sorted(revisions - tagged)
-    report = {
-        "name": name,
-        "tags": [{"tag": tag, **_report_image(reader, digest, revisions, details)} for tag, digest in sorted(tags.items())],
-        "untagged_count": len(untagged),
-    }
+def _report_repository(reader: _ImageReader, images: RepositoryImages, wanted: Filter, details: bool) -> dict[str, Any]:
+    name, tags = images.repository, []
+    for tag, link in sorted(images.tags.items()):
+        last_used, source = images.last_used(link.digest, link)
+        if wanted.takes(f"{name}:{tag}", last_used):
+            used = {"last_used": _utc(last_used), "last_used_source": source}
+            tags.append({"tag": tag, **_report_image(reader, link.digest, images.revisions, details), **used})
+    untagged = [digest for digest in images.without_tag() if wanted.takes(f"{name}@{digest}", images.last_used(digest)[0])]
+    report = {"name": name, "tags": tags, "untagged_count": len(untagged)}
     if details:
-        report["untagged"] = [_report_image(reader, digest, revisions, details) for digest in untagged]
+        report["untagged"] = [_report_image(reader, digest, images.revisions, details) for digest in untagged]
     return report
 
 
-def _report_image(reader: _ImageReader, digest: str, revisions: set[str], details: bool) -> dict[str, Any]:
+def _report_image(reader: _ImageReader, digest: str, revisions: Container[str], details: bool) -> dict[str, Any]:
     images = reader.images(digest, revisions)
     cached = [image for image in images if image.manifest is not None]
     held = {digest: reader.sizes.get(digest, 0)}

@@ -39,10 +39,9 @@ options:
       - Ask the API of a registry instead, as C(https://host:port), for one whose store can't be read. The module runs anywhere then.
       - It is for a registry that stores what is pushed to it. A mirror host's edge lists nothing and is refused. Of a pull-through cache behind
         no edge, the tags and images told are those that its upstream has, and it fetches their manifests for that, over the WAN.
-      - Only the store tells of RV(caches[].path), RV(caches[].upload_bytes), RV(caches[].disk), RV(caches[].proxy), C(uploads) in
-        RV(caches[].counts), RV(caches[].repositories[].untagged_count) and C(untagged), C(complete) and C(missing), and of the platform of an
+      - Only the store tells of use, expiry, uploads, disk and figures, of RV(caches[].path), RV(caches[].repositories[].untagged_count) and C(untagged), C(complete) and C(missing), and of the platform of an
         image without an index. They are null. Sizes are those that the manifests say, and RV(caches[].bytes) and the number of blobs
-        are of the repositories that match O(repository).
+        are of the repositories and images that match O(repository) and O(image).
     type: str
   username:
     description: The user, for a registry at O(url) that asks for one. It is sent only when the registry asks.
@@ -65,6 +64,16 @@ options:
       - RV(caches[].bytes), the number of blobs, of uploads and of problems, and the figures stay those of the whole cache.
     type: str
     default: "*"
+  image:
+    description:
+      - Tell only of images whose name matches this shell pattern, like V(*:release-*). The name is C(repository:tag), or C(repository@digest)
+        without a tag. Repositories without such an image are left out. The rest stays as with O(repository).
+    type: str
+    default: "*"
+  unused_for:
+    description:
+      - Tell only of images that were not used for so long, like V(30d); V(s), V(m), V(h), V(d) and V(w) are units.
+    type: str
   details:
     description: Tell also of each image's platforms, layers and missing blobs, and of images without a tag.
     type: bool
@@ -98,6 +107,16 @@ EXAMPLES = r"""
 - name: The tags that lack blobs, by repository
   ansible.builtin.debug:
     msg: "{{ held | community.general.json_query('caches[].repositories[].{name: name, tags: tags[?complete==`false`].tag} | [?tags]') }}"
+
+- name: What was not pulled for a month, the names only
+  mirrorfleet.registry.cache_info:
+    unused_for: 30d
+  become: true
+  register: old
+
+- name: The oldest image of each cache, and when its disk is full
+  ansible.builtin.debug:
+    msg: "{{ old | community.general.json_query('caches[].{cache: name, oldest: least_recently_used.image, days: disk.days_until_full}') }}"
 
 - name: One team's images and the figures of one cache
   mirrorfleet.registry.cache_info:
@@ -175,6 +194,16 @@ caches:
                   and do not count.
               type: bool
               sample: true
+            last_used:
+              description: When it was used last, in UTC.
+              type: str
+              sample: "2026-10-02T04:11:09Z"
+            last_used_source:
+              description: >-
+                From where that is known. V(pull) is exact: distribution writes a tag's link at each pull by the tag, while the upstream answers.
+                V(atime) is when the file system noted that the link was read, which most do to a day only. V(mtime) is when the image came.
+              type: str
+              sample: pull
             images:
               description: The images behind the tag, with O(details=true). For an index those too that were never asked for.
               type: list
@@ -209,10 +238,34 @@ caches:
       description: The bytes of uploads under way or broken off.
       type: int
       sample: 0
-    disk:
-      description: The C(total) bytes of the file system, and those that are C(free) to an unprivileged user.
+    oldest_upload:
+      description: Since when nothing has come of the upload that waits the longest, in UTC; null where there is none.
+      type: str
+      sample: "2026-10-02T04:11:09Z"
+    least_recently_used:
+      description: The C(image), C(last_used) and C(last_used_source) of the tag told of that was used the longest ago; null where there is none.
       type: dict
-      sample: {total: 107374182400, free: 80530636800}
+      sample: {image: "svc/old:1", last_used: "2026-05-02T04:11:09Z", last_used_source: pull}
+    most_recently_used:
+      description: The same of the one that was used last.
+      type: dict
+      sample: {image: "svc/app:1", last_used: "2026-10-02T04:11:09Z", last_used_source: pull}
+    expiry:
+      description: >-
+        Whether distribution forgets images by itself, as the configuration in C(/etc/mirrorfleet/cache) says: V(off) where the role
+        pull_through_cache wrote it, V(on), or V(unknown) where there is none of this cache.
+      type: str
+      sample: "off"
+    disk:
+      description: >-
+        The C(total) bytes of the file system, those that are C(free) to an unprivileged user, and C(days_until_full) at the rate of the
+        last week, or since the guard began; null before it has two figures, an hour apart, and where nothing grows.
+      type: dict
+      sample: {total: 107374182400, free: 80530636800, days_until_full: 41.5}
+    drained:
+      description: Whether the guard has taken the cache out of service because its disk is filling.
+      type: bool
+      sample: false
     proxy:
       description:
         - What distribution counted since it started, for C(blobs) and C(manifests) each C(requests), C(hits), C(misses),
@@ -245,8 +298,9 @@ caches:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_api import report_registry
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import default_caches, report_cache
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import Filter, default_caches, report_cache
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
 
@@ -268,20 +322,23 @@ def main() -> None:
             "ca_certificate": {"type": "str"},
             "validate_certs": {"type": "bool", "default": True},
             "repository": {"type": "str", "default": "*"},
+            "image": {"type": "str", "default": "*"},
+            "unused_for": {"type": "str"},
             "details": {"type": "bool", "default": False},
         },
-        mutually_exclusive=[("caches", "url")],
+        mutually_exclusive=[("caches", "url"), ("unused_for", "url")],
         required_together=[("username", "password")],
         required_by={"username": "url", "ca_certificate": "url"},
         supports_check_mode=True,
     )
-    caches, repository, details = (module.params[name] for name in ("caches", "repository", "details"))
+    caches, repository, image, unused_for, details = (module.params[name] for name in ("caches", "repository", "image", "unused_for", "details"))
     try:
+        wanted = Filter(repository, image, 0 if unused_for is None else parse_age(unused_for, "unused_for"))
         if module.params["url"]:
             given = {name: module.params[name] for name in ("url", "username", "password", "ca_certificate", "validate_certs")}
-            report = report_registry(repository, details, **{name: value for name, value in given.items() if value is not None})
+            report = report_registry(wanted, details, **{name: value for name, value in given.items() if value is not None})
             module.exit_json(changed=False, caches=[report])
-        reports = [report_cache(**cache, repository=repository, details=details) for cache in (default_caches() if caches is None else caches)]
+        reports = [report_cache(**cache, wanted=wanted, details=details) for cache in (default_caches() if caches is None else caches)]
         module.exit_json(changed=False, caches=reports)
     except RegistryFleetError as error:
         module.fail_json(msg=str(error))

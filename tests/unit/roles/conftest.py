@@ -39,6 +39,8 @@ def render_role(directory: Path, role: str, *sets: dict[str, Any]) -> list[list[
     plays = [{
         "hosts": "localhost",
         "gather_facts": False,
+        # Ansible knows it where a role runs.
+        "vars": {"role_path": str(ROLES / role)},
         "vars_files": [str(ROLES / role / name / "main.yml") for name in ("defaults", "vars")] + [f"set{number}.json"],
         "tasks": [{
             "ansible.builtin.copy": {

@@ -60,13 +60,15 @@ def test_the_answer_is_the_stores_but_for_what_only_the_store_tells(filled: Regi
             return {key: without_null(each, pattern[key]) for key, each in value.items() if pattern[key] is not None}
         return [without_null(*each) for each in zip(value, pattern, strict=True)] if isinstance(value, list) else value
 
-    for options in ({}, {"details": True}, {"repository": "svc/[am]*", "details": True}):
+    for options in ({}, {"details": True}, {"repository": "svc/[am]*", "details": True}, {"image": "svc/a*:1"}):
         by_api = info(run_module, filled.url, **options)
         (by_store,) = run_module(cache_info.main, caches=[{"name": filled.url, "path": str(filled.root)}], **options)["caches"]
-        for key in ("name", "repositories", *([] if "repository" in options else ["bytes", "problems"])):
+        for key in ("name", "repositories", *([] if {"repository", "image"} & set(options) else ["bytes", "problems"])):
             assert without_null(by_store[key], by_api[key]) == without_null(by_api[key], by_api[key])
-        assert set(by_api) <= set(by_store) and {key for key, value in by_api.items() if value is None} == {"path", "upload_bytes", "disk", "proxy"}
-        counted = {key: value for key, value in by_api["counts"].items() if value is not None and not ("repository" in options and key == "blobs")}
+        assert set(by_api) <= set(by_store) and {key for key, value in by_api.items() if value is None} == {
+            "path", "upload_bytes", "oldest_upload", "least_recently_used", "most_recently_used", "expiry", "disk", "drained", "proxy",
+        }
+        counted = {key: value for key, value in by_api["counts"].items() if value is not None and not ({"repository", "image"} & set(options) and key == "blobs")}
         assert counted == {key: by_store["counts"][key] for key in counted} and set(by_api["counts"]) - set(counted) <= {"uploads", "blobs"}
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ def test_an_upload_under_way_is_found(registry: Registry) -> None:
     assert status == 202
     store = Store(str(registry.root))
     (upload,) = store.uploads("svc/app")
-    assert upload == Upload("svc/app", upload.id, 11) and store.repositories() == ["svc/app"] and store.problems == []
+    assert upload == Upload("svc/app", upload.id, 11, upload.written) and abs(upload.written - time.time()) < 60
+    assert store.repositories() == ["svc/app"] and store.problems == []
 
 
 def test_a_store_that_nothing_was_written_to_is_empty(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
 import re
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils import cache_
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import parse_expvar, parse_metrics
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.modules import cache_info
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     Image,
@@ -32,6 +35,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     index_of,
     layer_of,
 )
+from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import used
 
 BASE = layer_of({"base": os.urandom(200_000)})
 APP = image_of(BASE, layer_of({"app": b"app"}))
@@ -42,6 +46,10 @@ ARM = image_of(layer_of({"app": b"arm"}), architecture="arm64")
 def blobs_of(*images: Image) -> dict[str, int]:
     """All blobs of images with their sizes, shared ones once."""
     return {digest: len(blob) for image in images for digest, blob in {**image.blobs, image.digest: image.manifest}.items()}
+
+
+def seconds(utc: str) -> float:
+    return calendar.timegm(time.strptime(utc, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def pull(registry: Registry, image: str) -> None:
@@ -73,6 +81,9 @@ def test_what_a_cache_holds_is_told(cache: Registry, run_module: RunModule) -> N
     report = info(run_module, cache)
     index = digest_of(index_of({"linux/amd64": APP, "linux/arm64": ARM}))
     index_size = len(index_of({"linux/amd64": APP, "linux/arm64": ARM}))
+    for repository in report["repositories"]:
+        for tag in repository["tags"]:
+            assert tag.pop("last_used_source") == "pull" and abs(seconds(tag.pop("last_used")) - time.time()) < 60
     assert report["repositories"] == [
         {"name": name, "untagged_count": 0, "tags": [{"tag": tag, "digest": digest, "size": size, "platforms": ["linux/amd64"], "complete": True}]}
         for name, tag, digest, size in (
@@ -218,7 +229,58 @@ def test_a_path_that_is_none_is_told(run_module: RunModule, tmp_path: Path) -> N
 
 def test_the_documented_query_works_as_written(cache: Registry, run_module: RunModule) -> None:
     documented = json.dumps(yaml.safe_load(cache_info.EXAMPLES))
-    (query,) = re.findall(r"held \| community\.general\.json_query\('([^']+)'\)", documented)
+    query, other = re.findall(r"(?:held|old) \| community\.general\.json_query\('([^']+)'\)", documented)
     cache.blob_path(list(WEB.blobs)[2]).unlink()
     held = run_module(cache_info.main, caches=[{"name": "central", "path": str(cache.root)}])
     assert json_query(held, query) == [{"name": "svc/web", "tags": ["1"]}]
+    assert json_query(held, other) == [{"cache": "central", "oldest": "svc/app:1", "days": None}]
+
+
+def test_images_are_chosen_by_name_and_by_their_last_use(cache: Registry, run_module: RunModule) -> None:
+    for image, days in (("svc/web:1", 40), ("svc/app:1", 20)):
+        used(cache, image, days)
+    os.utime(f"{Store(str(cache.root)).tag_path('svc/multi', '2')}/current/link")
+    whole = info(run_module, cache)
+    assert [whole[key]["image"] for key in ("least_recently_used", "most_recently_used")] == ["svc/web:1", "svc/multi:2"]
+    for options, names in (
+        ({"image": "svc/*:1"}, ["svc/app", "svc/web"]), ({"unused_for": "30d"}, ["svc/web"]), ({"unused_for": "3d", "image": "*app*"}, ["svc/app"]),
+        ({"unused_for": "90d"}, []),
+    ):
+        report = info(run_module, cache, **options)
+        assert [repository["name"] for repository in report["repositories"]] == names
+        assert report["counts"]["repositories"] == report["counts"]["tags"] == len(names) and report["bytes"] == whole["bytes"]
+    assert report["least_recently_used"] is None
+    failed = run_module(cache_info.main, unused_for="old")
+    assert failed["failed"] and "unused_for: 'old' is no length of time" in failed["msg"]
+
+
+def test_expiry_is_told_from_the_configuration(cache: Registry, run_module: RunModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert info(run_module, cache)["expiry"] == "unknown"
+    # The path is fixed on a mirror host, and not this machine's to write to.
+    monkeypatch.setattr(cache_report, "CONFIGURATIONS", str(tmp_path))
+    for enabled, ttl, expected in (("false", "0s", "off"), ("true", "0s", "on"), ("false", "168h", "on")):
+        (tmp_path / "central.yml").write_text(
+            f"storage:\n  filesystem:\n    rootdirectory: {cache.root}\n  delete:\n    enabled: {enabled}\nproxy:\n  ttl: {ttl}\n"
+        )
+        assert info(run_module, cache)["expiry"] == expected
+
+
+def test_days_until_full_are_from_the_guards_figures(cache: Registry, run_module: RunModule) -> None:
+    assert info(run_module, cache)["disk"]["days_until_full"] is None and info(run_module, cache)["drained"] is False
+    free = shutil.disk_usage(cache.root).free
+    state = {"samples": [[0, 0], [86400, free / 4]], "counters": {}, "store_bytes": 0, "scrubbed_at": 0, "turned_at": 0}
+    (cache.root / ".mirrorfleet").mkdir()
+    (cache.root / ".mirrorfleet/guard.json").write_text(json.dumps(state))
+    (cache.root / ".mirrorfleet/drained").touch()
+    report = info(run_module, cache)
+    assert report["disk"]["days_until_full"] == pytest.approx(4, abs=0.2) and report["drained"] is True and report["problems"] == []
+
+
+def test_an_upload_that_waits_is_told_with_its_age(cache: Registry, run_module: RunModule) -> None:
+    assert info(run_module, cache)["oldest_upload"] is None
+    upload = cache.v2 / "repositories/svc/app/_uploads/0a"
+    upload.mkdir(parents=True)
+    (upload / "data").write_bytes(b"half")
+    os.utime(upload / "data", (86400, 86400))
+    report = info(run_module, cache)
+    assert (report["oldest_upload"], report["counts"]["uploads"], report["upload_bytes"]) == ("1970-01-02T00:00:00Z", 1, 4)

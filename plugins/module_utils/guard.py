@@ -1,0 +1,222 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""What keeps a mirror host's disk from filling and its stores sound. One call is one run; systemd calls it every minute.
+
+A run that is killed anywhere leaves stores that are served right, and files that are the old ones or the new ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, evict
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import COUNTERS, SAMPLES, STATE, Figures
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, DRAINED, is_drained, locked, save
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_uploads import purge_uploads
+
+METRICS = "mirrorfleet_guard.prom"
+_HOUR, _DAY = 3600.0, 86400.0
+_LOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the role writes. Percentages are of a file system's bytes that are in use; ages in seconds.
+
+    caches: name -> path of the store; drain_percent and scrub_percent: 0 for never
+    """
+
+    caches: dict[str, str]
+    high_percent: float
+    low_percent: float
+    drain_percent: float
+    grace: int
+    pinned: tuple[str, ...]
+    scrub_percent: float
+    scrub_bytes_per_second: int
+    upload_age: int
+    metrics: str
+
+
+def settings_of(path: str) -> Settings:
+    """Raises RegistryFleetError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        ages = {name: parse_age(values[name], name) for name in ("grace", "upload_age")}
+        return Settings(**{**values, **ages, "pinned": tuple(values["pinned"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RegistryFleetError(f"{path} is not as the role pull_through_cache writes it: {error}. Run site.yml.") from None
+
+
+class Guard:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._figures = {name: Figures.of(path) for name, path in settings.caches.items()}
+        self._errors = 0
+
+    def run(self) -> int:
+        """One run: what it did goes to standard output, a line each. 0 if all went well."""
+        for names in self._by_file_system():
+            self._make_room(names)
+            for name in names:
+                self._drain_or_return(name)
+        for name in self._settings.caches:
+            self._scrub(name)
+            self._keep(name)
+        self._write_metrics()
+        self._say(", ".join(f"{name} {self._used(path):.1f} % used" for name, path in self._settings.caches.items()))
+        return 1 if self._errors else 0
+
+    def _by_file_system(self) -> list[list[str]]:
+        found: dict[int, list[str]] = {}
+        for name, path in self._settings.caches.items():
+            found.setdefault(os.stat(path).st_dev, []).append(name)
+        return list(found.values())
+
+    def _used(self, path: str) -> float:
+        figures = os.statvfs(path)
+        return 100 - 100 * figures.f_bavail / figures.f_blocks
+
+    def _make_room(self, names: Sequence[str]) -> None:
+        caches = [(name, self._settings.caches[name]) for name in names]
+        used = self._used(caches[0][1])
+        if used <= self._settings.high_percent:
+            return
+        criteria = Criteria(free_percent=100 - self._settings.low_percent, pinned=self._settings.pinned, grace=self._settings.grace)
+        try:
+            outcomes = evict(caches, criteria, "the guard", _LOCK_SECONDS)
+        except RegistryFleetError as error:
+            self._fail(str(error))
+            return
+        for outcome in outcomes:
+            counters = self._figures[outcome.name].counters
+            counters["evicted_images"] += len(outcome.evicted)
+            counters["evicted_bytes"] += outcome.bytes_before - outcome.bytes_after
+            freed = outcome.bytes_before - outcome.bytes_after
+            self._say(f"{outcome.name}: {used:.1f} % used: evicted {len(outcome.evicted)} images, {freed} bytes; {len(outcome.kept)} stay")
+            for image, size in outcome.evicted[:20]:
+                self._say(f"{outcome.name}: evicted {image.name}, {size} bytes")
+        if outcomes[0].short_by:
+            self._fail(f"{', '.join(names)}: {outcomes[0].short_by} bytes are lacking still: what is left is pinned, in use, or not the caches'")
+
+    def _drain_or_return(self, name: str) -> None:
+        path, limit = self._settings.caches[name], self._settings.drain_percent
+        used, drained = self._used(path), is_drained(path)
+        if limit and used >= limit and not drained:
+            problem = save(path, DRAINED, {"used_percent": used, "since": time.time()})
+            self._fail(problem or f"{name}: {used:.1f} % used: out of service until it is below {limit - 1:g} %")
+        elif drained and (not limit or used < limit - 1):
+            os.unlink(os.path.join(path, DIRECTORY, DRAINED))
+            self._say(f"{name}: {used:.1f} % used: in service again")
+
+    def _scrub(self, name: str) -> None:
+        """An hour's share of the store, once an hour."""
+        path, figures, now = self._settings.caches[name], self._figures[name], time.time()
+        # A clock that was set back begins anew.
+        if 0 <= now - figures.scrubbed_at < _HOUR:
+            return
+        try:
+            store = Store(path)
+            with locked(store.root, "the guard", _LOCK_SECONDS):
+                figures.store_bytes = sum(store.blobs().values())
+                figures.counters["purged_uploads"] += len(purge_uploads(store, self._settings.upload_age))
+                share = int(figures.store_bytes * self._settings.scrub_percent / 100 * _HOUR / _DAY)
+                budget = Budget(
+                    bytes=max(share, 1) if self._settings.scrub_percent else 0,
+                    bytes_per_second=self._settings.scrub_bytes_per_second,
+                    # Room is more urgent.
+                    stop=lambda: self._used(path) > self._settings.high_percent,
+                )
+                result = scrub(store, budget)
+        except RegistryFleetError as error:
+            self._fail(str(error))
+            return
+        figures.scrubbed_at = now
+        figures.turned_at = now if result.complete else figures.turned_at
+        for counter, count in (("scrubbed_blobs", result.blobs), ("scrubbed_bytes", result.bytes), ("scrub_findings", len(result.findings))):
+            figures.counters[counter] += count
+        for finding in result.findings:
+            self._say(f"{name}: removed {finding.path}: {finding.kind}; the next pull of {', '.join(finding.images[:5]) or 'it'} fetches it")
+        if result.state_problem:
+            self._fail(result.state_problem)
+
+    def _keep(self, name: str) -> None:
+        path, figures, now = self._settings.caches[name], self._figures[name], time.time()
+        if not figures.samples or not 0 <= now - figures.samples[-1][0] < _HOUR:
+            disk = os.statvfs(path)
+            figures.samples = [*figures.samples, [now, float((disk.f_blocks - disk.f_bfree) * disk.f_frsize)]][-SAMPLES:]
+        problem = save(path, STATE, vars(figures))
+        if problem:
+            self._fail(problem)
+
+    def _write_metrics(self) -> None:
+        lines = metrics_text(
+            {name: (figures, *_disk(self._settings.caches[name]), is_drained(self._settings.caches[name])) for name, figures in self._figures.items()},
+            self._errors, time.time(),
+        )
+        path = os.path.join(self._settings.metrics, METRICS)
+        try:
+            # A name that the collector does not read.
+            with open(f"{path}.new", "w", encoding="utf-8") as file:
+                file.write(lines)
+            os.rename(f"{path}.new", path)
+        except OSError as error:
+            self._fail(f"{path} can't be written: {error.strerror}")
+
+    def _fail(self, text: str) -> None:
+        self._errors += 1
+        # systemd reads the priority, see sd-daemon(3).
+        self._say(f"<4>{text}")
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+def _disk(path: str) -> tuple[int, int]:
+    figures = os.statvfs(path)
+    return figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
+
+
+def metrics_text(caches: dict[str, tuple[Figures, int, int, bool]], errors: int, now: float) -> str:
+    """Prometheus' text format: name -> (figures, bytes of its file system, those free, whether out of service)."""
+    rows: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("store_size_bytes", "gauge", "Bytes of all blobs of the store, an hour old at most.", {name: row[0].store_bytes for name, row in caches.items()}),
+        ("filesystem_size_bytes", "gauge", "Bytes of the file system that the store is on.", {name: row[1] for name, row in caches.items()}),
+        ("filesystem_free_bytes", "gauge", "Bytes of it that are free.", {name: row[2] for name, row in caches.items()}),
+        ("drained", "gauge", "1 while the cache is out of service because its disk is filling.", {name: int(row[3]) for name, row in caches.items()}),
+        ("scrub_turn_timestamp_seconds", "gauge", "When all blobs had had their turn; 0 before.", {name: row[0].turned_at for name, row in caches.items()}),
+        *(
+            (f"{counter}_total", "counter", f"{counter.replace('_', ' ').capitalize()} since the store came.", {
+                name: row[0].counters[counter] for name, row in caches.items()
+            })
+            for counter in COUNTERS
+        ),
+    ]
+    text = ""
+    for metric, kind, meaning, values in rows:
+        text += f"# HELP mirrorfleet_guard_{metric} {meaning}\n# TYPE mirrorfleet_guard_{metric} {kind}\n"
+        text += "".join(f'mirrorfleet_guard_{metric}{{cache="{name}"}} {value}\n' for name, value in values.items())
+    for metric, meaning, value in (
+        ("last_run_timestamp_seconds", "When the guard ran last.", now), ("last_run_problems", "What went wrong in that run.", errors),
+    ):
+        text += f"# HELP mirrorfleet_guard_{metric} {meaning}\n# TYPE mirrorfleet_guard_{metric} gauge\nmirrorfleet_guard_{metric} {value}\n"
+    return text
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``guard.py FILE``, where FILE holds the settings."""
+    try:
+        return Guard(settings_of(arguments[0])).run()
+    except (RegistryFleetError, OSError) as error:
+        print(f"<3>{error}", flush=True)
+        return 1

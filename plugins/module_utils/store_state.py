@@ -1,0 +1,123 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""What there is of a store besides distribution's files: who may change it now, and what earlier runs have left to know.
+
+The lock is flock(2) on the store's directory, so there is nothing to make where the disk is full and nothing to clean up
+after a kill. All else is in the directory .mirrorfleet below it, and a store without it is a store that nobody has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from typing import Any, Iterator
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+
+DIRECTORY = ".mirrorfleet"
+DRAINED = "drained"
+_HOLDER = "holder.json"
+_WAIT_SECONDS = 0.1
+_MAX_STATE_BYTES = 1024 * 1024
+
+
+class LockedError(RegistryFleetError):
+    """Somebody else changes the store."""
+
+
+@contextlib.contextmanager
+def as_owner(root: str) -> Iterator[None]:
+    """What root does in a store, it does as the store's owner: whatever is put there can't lead it to other files.
+
+    Who is not root stays who he is.
+    """
+    status = os.stat(root)
+    if os.geteuid() != 0 or status.st_uid == 0:
+        yield
+        return
+    groups, gid = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def locked(root: str, who: str, timeout: float) -> Iterator[None]:
+    """Be the only one that changes the store. Raises LockedError, which names the one that does, after ``timeout`` seconds."""
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _wait(directory, root, timeout)
+        save(root, _HOLDER, {"who": who, "pid": os.getpid(), "since": time.time()})
+        yield
+    finally:
+        os.close(directory)
+
+
+def _wait(directory: int, root: str, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise LockedError(
+                    f"{root}: {_holder(root)} changes this store. Try again when it is done, or wait longer: lock_timeout is {timeout:g} seconds."
+                ) from None
+        time.sleep(_WAIT_SECONDS)
+
+
+def _holder(root: str) -> str:
+    holder = load(root, _HOLDER)
+    try:
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(holder["since"]))
+        return f"{holder['who']} (process {holder['pid']}, since {since})"
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return "another process"
+
+
+def is_drained(root: str) -> bool:
+    """Whether the guard has taken the cache out of service: the edge then sends docker hosts and siblings elsewhere."""
+    return os.path.lexists(os.path.join(root, DIRECTORY, DRAINED))
+
+
+def load(root: str, name: str) -> dict[str, Any]:
+    """What was saved; nothing where that can't be read."""
+    try:
+        descriptor = os.open(os.path.join(root, DIRECTORY, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            state = json.loads(file.read(_MAX_STATE_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def save(root: str, name: str, state: dict[str, Any]) -> str:
+    """Replace what was saved, at once; why it could not be, or nothing. A full disk keeps nobody from making room on it."""
+    directory = os.path.join(root, DIRECTORY)
+    new = os.path.join(directory, f"{name}.new")
+    try:
+        with contextlib.suppress(FileExistsError):
+            # The edge may see whether the cache is out of service.
+            os.mkdir(directory, 0o711)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(new, os.path.join(directory, name))
+    except OSError as error:
+        return f"{directory}/{name} can't be written: {error.strerror}"
+    return ""
