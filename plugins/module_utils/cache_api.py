@@ -25,7 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def report_registry(wanted: Filter = Filter(), details: bool = False, **registry: Any) -> dict[str, Any]:
+def report_registry(wanted: Filter, details: bool = False, **registry: Any) -> dict[str, Any]:
     """What cache_info documents of one cache; ``registry`` is RegistryClient's arguments.
 
     Null where only the store tells. Raises RegistryFleetError if the registry does not list its repositories, or is a mirror.

@@ -39,9 +39,10 @@ options:
       - Ask the API of a registry instead, as C(https://host:port), for one whose store can't be read. The module runs anywhere then.
       - It is for a registry that stores what is pushed to it. A mirror host's edge lists nothing and is refused. Of a pull-through cache behind
         no edge, the tags and images told are those that its upstream has, and it fetches their manifests for that, over the WAN.
-      - Only the store tells of use, expiry, uploads, disk and figures, of RV(caches[].path), RV(caches[].repositories[].untagged_count) and C(untagged), C(complete) and C(missing), and of the platform of an
-        image without an index. They are null. Sizes are those that the manifests say, and RV(caches[].bytes) and the number of blobs
-        are of the repositories and images that match O(repository) and O(image).
+      - Only the store tells of use, expiry, uploads, disk and figures, of RV(caches[].path), of
+        RV(caches[].repositories[].untagged_count) and C(untagged), C(complete) and C(missing), and of the platform of an image without an index.
+        They are null. Sizes are those that the manifests say, and RV(caches[].bytes) and the number of blobs are of the repositories and images
+        that match O(repository) and O(image).
     type: str
   username:
     description: The user, for a registry at O(url) that asks for one. It is sent only when the registry asks.

@@ -57,7 +57,7 @@ def test_it_runs_with_nothing_but_what_was_put_down(render: Render, base: Path) 
 
 def test_a_lone_mirror_host_is_never_taken_out_of_service(render: Render, base: Path) -> None:
     assert json.loads(put_down(render, base)["guard.json"].read_text())["drain_percent"] == 0
-    assert json.loads(put_down(render, base, pull_through_cache_guard_drain_percent=97)["guard.json"].read_text())["drain_percent"] == 97
+    assert json.loads(put_down(render, base, __pull_through_cache_has_sibling=True)["guard.json"].read_text())["drain_percent"] == 98
 
 
 def test_systemd_takes_the_units(render: Render, base: Path) -> None:
