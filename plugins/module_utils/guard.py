@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Sequence
@@ -179,7 +180,13 @@ class Guard:
         self._say(f"<4>{text}")
 
     def _say(self, text: str) -> None:
-        print(text, flush=True)
+        _write(text)
+
+
+def _write(line: str) -> None:
+    """To the journal, by way of systemd."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _disk(path: str) -> tuple[int, int]:
@@ -218,5 +225,5 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return Guard(settings_of(arguments[0])).run()
     except (RegistryFleetError, OSError) as error:
-        print(f"<3>{error}", flush=True)
+        _write(f"<3>{error}")
         return 1
