@@ -113,6 +113,13 @@ def test_the_table_of_a_fleet_that_is_well(tmp_path: Path) -> None:
     assert max(map(len, lines)) + 8 <= 120
 
 
+def test_a_cache_that_the_guard_took_out_of_service_says_so(tmp_path: Path) -> None:
+    full = mirror()
+    full["__status_caches"]["caches"][0]["drained"] = True
+    first, second = (re.split(r"  +", line) for line in report(tmp_path, **{"mirror1.zagreb": full})[1:3])
+    assert (first[-1], second[-1]) == ("out of service, disk full", "well")
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     bad = mirror(100, lan_bytes=None, bytes=None)
     bad["__status_drained"]["stat"]["exists"] = True
