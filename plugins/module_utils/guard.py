@@ -18,7 +18,7 @@ from typing import Any, Sequence
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, evict
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, FileSystem, evict
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import COUNTERS, SAMPLES, STATE, Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, DRAINED, is_drained, locked, save
@@ -85,8 +85,7 @@ class Guard:
         return list(found.values())
 
     def _used(self, path: str) -> float:
-        figures = os.statvfs(path)
-        return 100 - 100 * figures.f_bavail / figures.f_blocks
+        return FileSystem.of(path).used_percent
 
     def _make_room(self, names: Sequence[str]) -> None:
         caches = [(name, self._settings.caches[name]) for name in names]
@@ -162,7 +161,7 @@ class Guard:
 
     def _write_metrics(self) -> None:
         lines = metrics_text(
-            {name: (figures, *_disk(self._settings.caches[name]), is_drained(self._settings.caches[name])) for name, figures in self._figures.items()},
+            {name: (figures, FileSystem.of(path), is_drained(path)) for (name, figures), path in zip(self._figures.items(), self._settings.caches.values())},
             self._errors, time.time(),
         )
         path = os.path.join(self._settings.metrics, METRICS)
@@ -189,18 +188,13 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
-def _disk(path: str) -> tuple[int, int]:
-    figures = os.statvfs(path)
-    return figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
-
-
-def metrics_text(caches: dict[str, tuple[Figures, int, int, bool]], errors: int, now: float) -> str:
-    """Prometheus' text format: name -> (figures, bytes of its file system, those free, whether out of service)."""
+def metrics_text(caches: dict[str, tuple[Figures, FileSystem, bool]], errors: int, now: float) -> str:
+    """Prometheus' text format: name -> (figures, its file system, whether out of service)."""
     rows: list[tuple[str, str, str, dict[str, Any]]] = [
         ("store_size_bytes", "gauge", "Bytes of all blobs of the store, an hour old at most.", {name: row[0].store_bytes for name, row in caches.items()}),
-        ("filesystem_size_bytes", "gauge", "Bytes of the file system that the store is on.", {name: row[1] for name, row in caches.items()}),
-        ("filesystem_free_bytes", "gauge", "Bytes of it that are free.", {name: row[2] for name, row in caches.items()}),
-        ("drained", "gauge", "1 while the cache is out of service because its disk is filling.", {name: int(row[3]) for name, row in caches.items()}),
+        ("filesystem_size_bytes", "gauge", "Bytes of the file system, but those kept for root.", {name: row[1].total for name, row in caches.items()}),
+        ("filesystem_free_bytes", "gauge", "Bytes of it that are free.", {name: row[1].free for name, row in caches.items()}),
+        ("drained", "gauge", "1 while the cache is out of service because its disk is filling.", {name: int(row[2]) for name, row in caches.items()}),
         ("scrub_turn_timestamp_seconds", "gauge", "When all blobs had had their turn; 0 before.", {name: row[0].turned_at for name, row in caches.items()}),
         *(
             (f"{counter}_total", "counter", f"{counter.replace('_', ' ').capitalize()} since the store came.", {

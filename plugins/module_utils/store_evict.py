@@ -72,10 +72,20 @@ class Criteria:
 
 @dataclass
 class FileSystem:
-    """The disk that stores are on, as it is and as it will be."""
+    """The disk that stores are on, as it is and as it will be: the bytes that users who are not root can have, and those free of them."""
 
     total: int
     free: int
+
+    @classmethod
+    def of(cls, path: str) -> FileSystem:
+        figures = os.statvfs(path)
+        return cls((figures.f_blocks - figures.f_bfree + figures.f_bavail) * figures.f_frsize, figures.f_bavail * figures.f_frsize)
+
+    @property
+    def used_percent(self) -> float:
+        """As df(1) says it."""
+        return 100 - 100 * self.free / self.total if self.total else 100.0
 
     def wanted(self, criteria: Criteria) -> int:
         """The bytes that are to be free."""
@@ -119,16 +129,11 @@ def evict(caches: Sequence[tuple[str, str]], criteria: Criteria, who: str, lock_
 def _evict(evictions: Sequence[_Eviction], criteria: Criteria) -> None:
     disks: dict[int, FileSystem] = {}
     for each in evictions:
-        each.disk = disks.setdefault(os.stat(each.store.root).st_dev, _file_system(each.store.root))
+        each.disk = disks.setdefault(os.stat(each.store.root).st_dev, FileSystem.of(each.store.root))
     candidates = [(image, each) for each in evictions for image in each.candidates()]
     for image, eviction in sorted(candidates, key=lambda item: (item[0].last_used, item[0].name)):
         if not criteria.has_limit or eviction.lacks():
             eviction.consider(image)
-
-
-def _file_system(path: str) -> FileSystem:
-    figures = os.statvfs(path)
-    return FileSystem(figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize)
 
 
 class _Eviction:

@@ -56,7 +56,7 @@ options:
     type: bytes
   free_percent:
     description:
-      - The same in percent of the file system. Where both are given, both must be met.
+      - The same in percent of what C(df) gives users. Where both are given, both must be met.
     type: float
   pinned:
     description:
