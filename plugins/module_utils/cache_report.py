@@ -26,13 +26,14 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage impor
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import ManifestReader, RepositoryImages
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import is_drained
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import utc
 
 CACHES = "/var/lib/mirrorfleet/cache"
 CONFIGURATIONS = "/etc/mirrorfleet/cache"
 _MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_FIGURES_BYTES = 4 * 1024 * 1024
 # Enough to see what is wrong; a result is no place for a hundred thousand lines.
-_PROBLEMS_SHOWN = 20
+PROBLEMS_SHOWN = 20
 
 _FIGURES = ("requests", "hits", "misses", "bytes_pulled", "bytes_pushed")
 # registry/proxy/proxymetrics.go of 3.x
@@ -116,7 +117,7 @@ def report_cache(name: str, path: str, debug_url: str = "", wanted: Filter = Fil
         },
         "bytes": sum(reader.sizes.values()),
         "upload_bytes": sum(upload.bytes for upload in uploads),
-        "oldest_upload": _utc(min(upload.written for upload in uploads)) if uploads else None,
+        "oldest_upload": utc(min(upload.written for upload in uploads)) if uploads else None,
         "least_recently_used": _used(min(tags, default=None)),
         "most_recently_used": _used(max(tags, default=None)),
         "expiry": _expiry(name, store.root),
@@ -124,12 +125,8 @@ def report_cache(name: str, path: str, debug_url: str = "", wanted: Filter = Fil
         "drained": is_drained(store.root),
         "proxy": proxy,
         "proxy_unknown": proxy_unknown,
-        "problems": [{"path": problem.path, "why": problem.why} for problem in store.problems[:_PROBLEMS_SHOWN]],
+        "problems": [{"path": problem.path, "why": problem.why} for problem in store.problems[:PROBLEMS_SHOWN]],
     }
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _used(found: tuple[str, str, str] | None) -> dict[str, str] | None:
@@ -197,7 +194,7 @@ def _report_repository(reader: _ImageReader, images: RepositoryImages, wanted: F
     for tag, link in sorted(images.tags.items()):
         last_used, source = images.last_used(link.digest, link)
         if wanted.takes(f"{name}:{tag}", last_used):
-            used = {"last_used": _utc(last_used), "last_used_source": source}
+            used = {"last_used": utc(last_used), "last_used_source": source}
             tags.append({"tag": tag, **_report_image(reader, link.digest, images.revisions, details), **used})
     untagged = [digest for digest in images.without_tag() if wanted.takes(f"{name}@{digest}", images.last_used(digest)[0])]
     report = {"name": name, "tags": tags, "untagged_count": len(untagged)}

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError, at_least
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
     MAX_MANIFEST_BYTES,
     Descriptor,
@@ -53,19 +53,17 @@ class _NotKept(RegistryFleetError):
 
 @dataclass(frozen=True)
 class Limits:
-    """``parallel`` blobs at once; ``rate`` in bytes a second and ``seconds`` for everything, 0 for no limit; ``min_free`` bytes of disk stay."""
+    """``parallel`` blobs at once, ``max_seconds`` for everything, None for no limit; ``free_bytes`` of the disk stay free."""
 
     parallel: int = 3
-    rate: int = 0
-    seconds: float = 0
-    min_free: int = 0
+    bytes_per_second: int | None = None
+    max_seconds: float | None = None
+    free_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.parallel < 1:
-            raise RegistryFleetError(f"parallel: {self.parallel} blobs at once fetch nothing. Write 1 or more.")
-        for name, value in (("limit_rate", self.rate), ("time_limit", self.seconds), ("min_free", self.min_free)):
-            if value < 0:
-                raise RegistryFleetError(f"{name}: {value:g} is less than nothing. Write 0 for no limit.")
+        """Raises RegistryFleetError that names the wrong option."""
+        at_least(1, parallel=self.parallel, bytes_per_second=self.bytes_per_second)
+        at_least(0, max_seconds=self.max_seconds, free_bytes=self.free_bytes)
 
 
 @dataclass
@@ -283,10 +281,10 @@ class Warming:
             wanted.skipped = all(image.errors for image in wanted.images)
         if wanted.skipped:
             raise _Left
-        if self._limits.rate:
+        if self._limits.bytes_per_second:
             with self._lock:
                 start = max(time.monotonic(), self._next_start)
-                self._next_start = start + wanted.blob.size / self._limits.rate
+                self._next_start = start + wanted.blob.size / self._limits.bytes_per_second
             while time.monotonic() < start:
                 self._check_going_on()
                 time.sleep(min(0.2, max(0.0, start - time.monotonic())))
@@ -295,11 +293,11 @@ class Warming:
         """Raises RegistryFleetError when the blob would not fit beside those that are under way."""
         with self._lock:
             free = shutil.disk_usage(self._store.root).free
-            room = free - sum(self._under_way.values()) - self._limits.min_free
+            room = free - sum(self._under_way.values()) - self._limits.free_bytes
             if blob.size > room:
                 raise RegistryFleetError(
                     f"The blob {blob.digest} has {blob.size} bytes, and the disk of {self._store.root} has room for {max(0, room)}: {free} are free, "
-                    f"{self._limits.min_free} of these stay free (min_free). Make room, or warm less."
+                    f"{self._limits.free_bytes} of these stay free (free_bytes). Make room, or warm less."
                 )
             self._under_way[blob.digest] = blob.size
 
@@ -323,7 +321,7 @@ class Warming:
             time.sleep(0.05)
 
     def _check_going_on(self) -> None:
-        if self._given_up or (self._limits.seconds and time.monotonic() - self._began > self._limits.seconds):
+        if self._given_up or (self._limits.max_seconds is not None and time.monotonic() - self._began > self._limits.max_seconds):
             raise _Left
 
     def _noted(self, error: RegistryFleetError) -> str:

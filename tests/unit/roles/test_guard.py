@@ -77,8 +77,10 @@ def test_systemd_takes_the_units(render: Render, base: Path) -> None:
     ({"pull_through_cache_guard_drain_percent": 85}, "pull_through_cache_guard_drain_percent: 85.0: write 0 < low < high < drain <= 100"),
     ({"pull_through_cache_guard_high_percent": 100}, "with high below 100"),
     ({"pull_through_cache_guard_grace": "soon"}, "pull_through_cache_guard_grace: soon: write a number and one of s, m, h, d, w, like 1h."),
-    ({"pull_through_cache_guard_scrub_bytes_per_second": 0}, "pull_through_cache_guard_scrub_bytes_per_second: 0: write a whole number from 1."),
+    ({"pull_through_cache_guard_scrub_bytes_per_second": 0}, "pull_through_cache_guard_scrub_bytes_per_second: 0: write bytes from 1, like 50M."),
+    ({"pull_through_cache_guard_interval_seconds": 0}, "pull_through_cache_guard_interval_seconds: 0: write a whole number from 1."),
     ({"pull_through_cache_guard_scrub_percent": -1}, "pull_through_cache_guard_scrub_percent: -1: write the percent"),
+    ({"pull_through_cache_guard_scrub_bytes_per_second": 104857600}, ""),
     ({}, ""),
 ])
 def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
