@@ -16,9 +16,9 @@ from typing import Any, Container
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
+    MAX_CONFIG_BYTES,
     Descriptor,
     Manifest,
-    ManifestError,
     parse_platform,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient
@@ -30,7 +30,6 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import 
 
 CACHES = "/var/lib/mirrorfleet/cache"
 CONFIGURATIONS = "/etc/mirrorfleet/cache"
-_MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_FIGURES_BYTES = 4 * 1024 * 1024
 # Enough to see what is wrong; a result is no place for a hundred thousand lines.
 PROBLEMS_SHOWN = 20
@@ -182,10 +181,7 @@ class _ImageReader:
         if config is None:
             return ""
         if config.digest not in self._platforms:
-            try:
-                self._platforms[config.digest] = parse_platform(self._store.read_blob(config.digest, _MAX_CONFIG_BYTES) or b"{}")
-            except ManifestError:
-                self._platforms[config.digest] = ""
+            self._platforms[config.digest] = parse_platform(self._store.read_blob(config.digest, MAX_CONFIG_BYTES) or b"")
         return self._platforms[config.digest]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -26,21 +25,20 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     Descriptor,
     Manifest,
     ManifestError,
-    host_platform,
+    check_platforms,
+    choose,
     parse_manifest,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, ImageReferenceError, is_digest, parse_image_reference
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 
-ALL_PLATFORMS = "all"
 PROGRESS_FILE = "progress.json"
 # Manifests are small: what they cost is the way, not the link.
 _MANIFESTS_AT_ONCE = 8
 # Distribution 2.8 stores beside serving, and commits soon after the last byte was sent.
 _KEPT_SECONDS = 30.0
 _TELL_SECONDS = 1.0
-_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9._-]+){1,2}")
 
 
 class _Left(Exception):
@@ -166,7 +164,7 @@ class Warming:
         manifest, image.digest = self._manifest(image, reference.target)
         chosen = [manifest]
         if manifest.is_index:
-            items, image.platforms_missing = choose(manifest, self._platforms)
+            items, image.platforms_missing = choose(manifest.manifests, self._platforms)
             image.platforms = sorted({item.platform or "unknown" for item in items})
             chosen = [self._manifest(image, item.digest)[0] for item in items]
         for each in chosen:
@@ -415,32 +413,6 @@ def parse_references(images: Iterable[str]) -> dict[str, ImageReference]:
     if problems:
         raise RegistryFleetError("\n".join(problems))
     return found
-
-
-def check_platforms(platforms: Iterable[str]) -> list[str]:
-    """The platforms, each once; this host's where none is given. Raises RegistryFleetError."""
-    wanted = list(dict.fromkeys(platforms)) or [host_platform()]
-    for platform in wanted:
-        if platform != ALL_PLATFORMS and not _PLATFORM.fullmatch(platform):
-            raise RegistryFleetError(f"platforms: {platform!r} is none. Write os/architecture[/variant], such as linux/arm64, or {ALL_PLATFORMS}.")
-    return wanted
-
-
-def choose(index: Manifest, platforms: list[str]) -> tuple[list[Descriptor], list[str]]:
-    """The manifests of an index for the platforms, and the platforms that it has none for. Raises ManifestError if it has none at all."""
-    if ALL_PLATFORMS in platforms:
-        return list({item.digest: item for item in index.manifests}.values()), []
-    chosen: dict[str, Descriptor] = {}
-    missing: dict[str, ManifestError] = {}
-    for platform in platforms:
-        try:
-            item = index.select(platform)
-            chosen[item.digest] = item
-        except ManifestError as error:
-            missing[platform] = error
-    if not chosen:
-        raise ManifestError(f"{'; '.join(map(str, missing.values()))}. Set platforms to one of these, or to {ALL_PLATFORMS}.")
-    return list(chosen.values()), list(missing)
 
 
 class Progress:

@@ -213,7 +213,7 @@ def test_a_cache_that_keeps_nothing_is_not_asked_for_more(warm: Warm, registry: 
 
 @pytest.mark.parametrize(("arguments", "says"), [
     ({"images": ["svc/app:1", "SVC/app:1:2", "also/BAD"]}, "'also/BAD' is no image reference"),
-    ({"platforms": ["amd64"]}, "platforms: 'amd64' is none. Write os/architecture"),
+    ({"platforms": ["amd64"]}, "platforms: 'amd64' is no platform. Write os/architecture"),
     ({"parallel": 0}, "parallel: 0: write a number from 1."),
     ({"bytes_per_second": "fast"}, "'bytes_per_second' is of type str and we were unable to convert to bytes"),
     ({"bytes_per_second": 0}, "bytes_per_second: 0: write a number from 1."),
