@@ -30,6 +30,8 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import 
 
 CACHES = "/var/lib/mirrorfleet/cache"
 CONFIGURATIONS = "/etc/mirrorfleet/cache"
+# An upstream's, and so a cache's.
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _MAX_FIGURES_BYTES = 4 * 1024 * 1024
 # Enough to see what is wrong; a result is no place for a hundred thousand lines.
 PROBLEMS_SHOWN = 20
@@ -51,22 +53,41 @@ class _Image:
 
 
 def default_caches() -> list[dict[str, str]]:
-    """The caches of this mirror host, as the role pull_through_cache lays them out."""
+    """The caches of this mirror host, as the role pull_through_cache lays them out. Raises RegistryFleetError if there is none."""
+    storage = _storage()
     try:
-        with os.scandir(CACHES) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+        with os.scandir(storage) as entries:
+            # A file system has its lost+found.
+            names = sorted(entry.name for entry in entries if entry.is_dir() and _NAME.fullmatch(entry.name))
     except FileNotFoundError:
-        return []
-    return [{"name": name, "path": os.path.join(CACHES, name), "debug_url": _debug_url(name)} for name in names]
+        names = []
+    except OSError as error:
+        raise RegistryFleetError(f"{storage} can't be read: {error.strerror}. Run as root (become: true), or give caches.") from None
+    if not names:
+        raise RegistryFleetError(f"There is no cache in {storage}. Run this on a mirror host, or give caches.")
+    return [{"name": name, "path": os.path.join(storage, name), "debug_url": _debug_url(name)} for name in names]
+
+
+def _storage() -> str:
+    """Where pull_through_cache_storage has the stores, as the role tells the guard; its default where that can't be read."""
+    try:
+        return os.path.dirname(next(iter(json.loads(_configuration("guard.json"))["caches"].values())))
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return CACHES
+
+
+def _configuration(name: str) -> str:
+    """A file that the role writes; empty when it can't be read."""
+    try:
+        with open(os.path.join(CONFIGURATIONS, name), encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _debug_url(name: str) -> str:
-    """Where the configuration that the role writes has the debug endpoint; empty when it can't be read."""
-    try:
-        with open(os.path.join(CONFIGURATIONS, f"{name}.yml"), encoding="utf-8") as configuration:
-            address = re.search(r"^  debug:\n    addr: (\S+)$", configuration.read(), re.MULTILINE)
-    except OSError:
-        return ""
+    """Where the cache's configuration has the debug endpoint; empty when that is not known."""
+    address = re.search(r"^  debug:\n    addr: (\S+)$", _configuration(f"{name}.yml"), re.MULTILINE)
     return f"http://{address[1]}" if address else ""
 
 
@@ -134,11 +155,7 @@ def _used(found: tuple[str, str, str] | None) -> dict[str, str] | None:
 
 def _expiry(name: str, root: str) -> str:
     """Whether the cache's distribution forgets images by itself, as its configuration says: 2.8 by storage.delete, 3.x by proxy.ttl."""
-    try:
-        with open(os.path.join(CONFIGURATIONS, f"{name}.yml"), encoding="utf-8") as configuration:
-            text = configuration.read()
-    except OSError:
-        return "unknown"
+    text = _configuration(f"{name}.yml")
     found = [re.search(pattern, text, re.MULTILINE) for pattern in (r"^    rootdirectory: (\S+)$", r"^  delete:\n    enabled: (\S+)$", r"^  ttl: (\S+)$")]
     values = [match[1] if match else "" for match in found]
     if os.path.realpath(values[0]) != root:

@@ -167,8 +167,9 @@ class Guard:
         )
         path = os.path.join(self._settings.metrics, METRICS)
         try:
-            # A name that the collector does not read.
+            # A name that the collector does not read. It is another user, whatever the umask here.
             with open(f"{path}.new", "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o644)
                 file.write(lines)
             os.rename(f"{path}.new", path)
         except OSError as error:

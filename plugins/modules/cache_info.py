@@ -21,7 +21,7 @@ description:
 options:
   caches:
     description:
-      - The caches. The default is every directory in C(/var/lib/mirrorfleet/cache), and the debug endpoint that C(/etc/mirrorfleet/cache) has for it.
+      - The caches. The default is all that the role pull_through_cache has made on this host, with their debug endpoints.
     type: list
     elements: dict
     suboptions:

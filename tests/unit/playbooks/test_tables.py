@@ -1,7 +1,7 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of warm.yml and diff.yml where mirror hosts fail and names have dots. What a fleet says is made by Molecule, and by roles/test_images_in_….py."""
+"""The tables of warm.yml and diff.yml where mirror hosts fail and their names have dots. A whole fleet's are made by Molecule."""
 
 from __future__ import annotations
 

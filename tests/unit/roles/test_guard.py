@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,13 @@ def test_it_runs_with_nothing_but_what_was_put_down(render: Render, base: Path) 
         if os.geteuid() == 0:
             shutil.chown(base / name, "nobody")
     exec_start = next(line for line in found["mirrorfleet-guard.service"].read_text().splitlines() if line.startswith("ExecStart="))
-    done = subprocess.run(exec_start.partition("=")[2].split(), capture_output=True, text=True, check=False, cwd="/", env={}, **unprivileged())
+    done = subprocess.run(
+        exec_start.partition("=")[2].split(), capture_output=True, text=True, check=False, cwd="/", env={}, umask=0o027, **unprivileged()
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("central ") and ", other " in done.stdout and len(done.stdout.splitlines()) == 1
-    assert 'mirrorfleet_guard_drained{cache="other"} 0\n' in (base / "metrics/mirrorfleet_guard.prom").read_text()
+    metrics = base / "metrics/mirrorfleet_guard.prom"
+    assert 'mirrorfleet_guard_drained{cache="other"} 0\n' in metrics.read_text() and stat.S_IMODE(metrics.stat().st_mode) == 0o644
     assert json.loads((base / "store/central/.mirrorfleet/guard.json").read_text())["samples"]
 
 
