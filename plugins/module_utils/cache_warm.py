@@ -135,6 +135,8 @@ class Warming:
                 self._await([resolve], tell)
                 fetches += [fetching.submit(self._fetch, wanted) for wanted in self._plan(image) if not self._dry]
             self._await(fetches, tell)
+        if not self._dry:
+            self._look_again()
         return self._report()
 
     def _await(self, futures: list[Future[None]], tell: Callable[[dict[str, Any]], None]) -> None:
@@ -317,6 +319,14 @@ class Warming:
                     f"Is path the store of what answers at {self._client.url}? If it is: journalctl -u mirrorfleet-cache@{os.path.basename(root)}"
                 )
             time.sleep(0.05)
+
+    def _look_again(self) -> None:
+        """Who makes room at the same time, such as the guard, does not know what is wanted here until the manifests have come."""
+        for image in self._images:
+            gone = [blob for blob in image.blobs.values() if not self._holds(blob)] if image.complete else []
+            if gone:
+                image.missing.update(blob.digest for blob in gone)
+                image.errors.append(f"{gone[0].digest}, which was there, was removed meanwhile, as by the guard to make room. Run again.")
 
     def _check_going_on(self) -> None:
         if self._given_up or (self._limits.max_seconds is not None and time.monotonic() - self._began > self._limits.max_seconds):

@@ -192,6 +192,27 @@ def test_the_rate_is_kept_in_the_mean(warm: Warm, registry: Registry) -> None:
     assert warm("svc/app:1", bytes_per_second=400_000)["seconds"] >= shortest > 1.9
 
 
+def test_what_is_removed_meanwhile_is_not_called_complete(warm: Warm, registry: Registry, cache: Registry, tmp_path: Path) -> None:
+    old, new = image_of(layer()), image_of(layer(), layer())
+    registry.push("svc/old", "1", old)
+    registry.push("svc/new", "1", new)
+    warm("svc/old:1")
+    blob = list(old.blobs)[1]
+
+    def evict() -> None:
+        progress = tmp_path / "progress/progress.json"
+        until(lambda: progress.exists() and json.loads(progress.read_text())["images_done"] == 1)
+        cache.blob_path(blob).unlink()
+
+    evicting = threading.Thread(target=evict)
+    evicting.start()
+    failed = warm("svc/old:1", "svc/new:1", bytes_per_second=50_000, progress=str(tmp_path / "progress"))
+    evicting.join()
+    assert failed["failed"] and failed["counts"] == {"images": 2, "complete": 1, "failed": 1, "left": 0}
+    assert f"svc/old:1: {blob}, which was there, was removed meanwhile" in failed["msg"]
+    assert warm("svc/old:1", "svc/new:1")["counts"]["complete"] == 2
+
+
 def test_no_room(warm: Warm, registry: Registry, cache: Registry) -> None:
     image = image_of(layer())
     registry.push("svc/app", "1", image)
