@@ -51,7 +51,7 @@ TIMES_LINK, MEMORY = 1.10, 100 * MEGA
 
 def warm(setup: Ours, family: Family) -> dict[str, Any]:
     """One run of the module: what it reported, how long its process took (s), its memory at its highest (bytes)."""
-    arguments = {"images": family.references, "url": setup.url, "path": str(setup.store), "min_free": 0, "timeout": 120}
+    arguments = {"images": family.references, "url": setup.url, "path": str(setup.store), "free_bytes": 0, "timeout": 120}
     began = time.monotonic()
     done = subprocess.run(
         ["ip", "netns", "exec", setup.place.wan.datacenter, "env", f"PYTHONPATH={COLLECTIONS}", sys.executable, "-c", MODULE],

@@ -12,14 +12,13 @@ import fnmatch
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Iterable, TypeVar
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import Filter
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import PROBLEMS_SHOWN, Filter
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 
 # As many as a registry answers without keeping others waiting.
 THREADS = 8
-_PROBLEMS_SHOWN = 20
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -92,7 +91,7 @@ class _Reader:
             "drained": None,
             "proxy": None,
             "proxy_unknown": "the API does not tell",
-            "problems": self._problems[:_PROBLEMS_SHOWN],
+            "problems": self._problems[:PROBLEMS_SHOWN],
         }
 
     def _manifest(self, repository: str, target: str) -> tuple[Manifest, Descriptor]:

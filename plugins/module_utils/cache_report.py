@@ -16,9 +16,9 @@ from typing import Any, Container
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
+    MAX_CONFIG_BYTES,
     Descriptor,
     Manifest,
-    ManifestError,
     parse_platform,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient
@@ -26,13 +26,15 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage impor
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import ManifestReader, RepositoryImages
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import is_drained
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import utc
 
 CACHES = "/var/lib/mirrorfleet/cache"
 CONFIGURATIONS = "/etc/mirrorfleet/cache"
-_MAX_CONFIG_BYTES = 1024 * 1024
+# An upstream's, and so a cache's.
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _MAX_FIGURES_BYTES = 4 * 1024 * 1024
 # Enough to see what is wrong; a result is no place for a hundred thousand lines.
-_PROBLEMS_SHOWN = 20
+PROBLEMS_SHOWN = 20
 
 _FIGURES = ("requests", "hits", "misses", "bytes_pulled", "bytes_pushed")
 # registry/proxy/proxymetrics.go of 3.x
@@ -51,22 +53,41 @@ class _Image:
 
 
 def default_caches() -> list[dict[str, str]]:
-    """The caches of this mirror host, as the role pull_through_cache lays them out."""
+    """The caches of this mirror host, as the role pull_through_cache lays them out. Raises RegistryFleetError if there is none."""
+    storage = _storage()
     try:
-        with os.scandir(CACHES) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+        with os.scandir(storage) as entries:
+            # A file system has its lost+found.
+            names = sorted(entry.name for entry in entries if entry.is_dir() and _NAME.fullmatch(entry.name))
     except FileNotFoundError:
-        return []
-    return [{"name": name, "path": os.path.join(CACHES, name), "debug_url": _debug_url(name)} for name in names]
+        names = []
+    except OSError as error:
+        raise RegistryFleetError(f"{storage} can't be read: {error.strerror}. Run as root (become: true), or give caches.") from None
+    if not names:
+        raise RegistryFleetError(f"There is no cache in {storage}. Run this on a mirror host, or give caches.")
+    return [{"name": name, "path": os.path.join(storage, name), "debug_url": _debug_url(name)} for name in names]
+
+
+def _storage() -> str:
+    """Where pull_through_cache_storage has the stores, as the role tells the guard; its default where that can't be read."""
+    try:
+        return os.path.dirname(next(iter(json.loads(_configuration("guard.json"))["caches"].values())))
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return CACHES
+
+
+def _configuration(name: str) -> str:
+    """A file that the role writes; empty when it can't be read."""
+    try:
+        with open(os.path.join(CONFIGURATIONS, name), encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _debug_url(name: str) -> str:
-    """Where the configuration that the role writes has the debug endpoint; empty when it can't be read."""
-    try:
-        with open(os.path.join(CONFIGURATIONS, f"{name}.yml"), encoding="utf-8") as configuration:
-            address = re.search(r"^  debug:\n    addr: (\S+)$", configuration.read(), re.MULTILINE)
-    except OSError:
-        return ""
+    """Where the cache's configuration has the debug endpoint; empty when that is not known."""
+    address = re.search(r"^  debug:\n    addr: (\S+)$", _configuration(f"{name}.yml"), re.MULTILINE)
     return f"http://{address[1]}" if address else ""
 
 
@@ -116,7 +137,7 @@ def report_cache(name: str, path: str, debug_url: str = "", wanted: Filter = Fil
         },
         "bytes": sum(reader.sizes.values()),
         "upload_bytes": sum(upload.bytes for upload in uploads),
-        "oldest_upload": _utc(min(upload.written for upload in uploads)) if uploads else None,
+        "oldest_upload": utc(min(upload.written for upload in uploads)) if uploads else None,
         "least_recently_used": _used(min(tags, default=None)),
         "most_recently_used": _used(max(tags, default=None)),
         "expiry": _expiry(name, store.root),
@@ -124,12 +145,8 @@ def report_cache(name: str, path: str, debug_url: str = "", wanted: Filter = Fil
         "drained": is_drained(store.root),
         "proxy": proxy,
         "proxy_unknown": proxy_unknown,
-        "problems": [{"path": problem.path, "why": problem.why} for problem in store.problems[:_PROBLEMS_SHOWN]],
+        "problems": [{"path": problem.path, "why": problem.why} for problem in store.problems[:PROBLEMS_SHOWN]],
     }
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _used(found: tuple[str, str, str] | None) -> dict[str, str] | None:
@@ -138,11 +155,7 @@ def _used(found: tuple[str, str, str] | None) -> dict[str, str] | None:
 
 def _expiry(name: str, root: str) -> str:
     """Whether the cache's distribution forgets images by itself, as its configuration says: 2.8 by storage.delete, 3.x by proxy.ttl."""
-    try:
-        with open(os.path.join(CONFIGURATIONS, f"{name}.yml"), encoding="utf-8") as configuration:
-            text = configuration.read()
-    except OSError:
-        return "unknown"
+    text = _configuration(f"{name}.yml")
     found = [re.search(pattern, text, re.MULTILINE) for pattern in (r"^    rootdirectory: (\S+)$", r"^  delete:\n    enabled: (\S+)$", r"^  ttl: (\S+)$")]
     values = [match[1] if match else "" for match in found]
     if os.path.realpath(values[0]) != root:
@@ -185,10 +198,7 @@ class _ImageReader:
         if config is None:
             return ""
         if config.digest not in self._platforms:
-            try:
-                self._platforms[config.digest] = parse_platform(self._store.read_blob(config.digest, _MAX_CONFIG_BYTES) or b"{}")
-            except ManifestError:
-                self._platforms[config.digest] = ""
+            self._platforms[config.digest] = parse_platform(self._store.read_blob(config.digest, MAX_CONFIG_BYTES) or b"")
         return self._platforms[config.digest]
 
 
@@ -197,7 +207,7 @@ def _report_repository(reader: _ImageReader, images: RepositoryImages, wanted: F
     for tag, link in sorted(images.tags.items()):
         last_used, source = images.last_used(link.digest, link)
         if wanted.takes(f"{name}:{tag}", last_used):
-            used = {"last_used": _utc(last_used), "last_used_source": source}
+            used = {"last_used": utc(last_used), "last_used_source": source}
             tags.append({"tag": tag, **_report_image(reader, link.digest, images.revisions, details), **used})
     untagged = [digest for digest in images.without_tag() if wanted.takes(f"{name}@{digest}", images.last_used(digest)[0])]
     report = {"name": name, "tags": tags, "untagged_count": len(untagged)}

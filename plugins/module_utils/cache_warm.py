@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -20,27 +19,26 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError, at_least
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
     MAX_MANIFEST_BYTES,
     Descriptor,
     Manifest,
     ManifestError,
-    host_platform,
+    check_platforms,
+    choose,
     parse_manifest,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, ImageReferenceError, is_digest, parse_image_reference
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 
-ALL_PLATFORMS = "all"
 PROGRESS_FILE = "progress.json"
 # Manifests are small: what they cost is the way, not the link.
 _MANIFESTS_AT_ONCE = 8
 # Distribution 2.8 stores beside serving, and commits soon after the last byte was sent.
 _KEPT_SECONDS = 30.0
 _TELL_SECONDS = 1.0
-_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9._-]+){1,2}")
 
 
 class _Left(Exception):
@@ -53,19 +51,17 @@ class _NotKept(RegistryFleetError):
 
 @dataclass(frozen=True)
 class Limits:
-    """``parallel`` blobs at once; ``rate`` in bytes a second and ``seconds`` for everything, 0 for no limit; ``min_free`` bytes of disk stay."""
+    """``parallel`` blobs at once, ``max_seconds`` for everything, None for no limit; ``free_bytes`` of the disk stay free."""
 
     parallel: int = 3
-    rate: int = 0
-    seconds: float = 0
-    min_free: int = 0
+    bytes_per_second: int | None = None
+    max_seconds: float | None = None
+    free_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.parallel < 1:
-            raise RegistryFleetError(f"parallel: {self.parallel} blobs at once fetch nothing. Write 1 or more.")
-        for name, value in (("limit_rate", self.rate), ("time_limit", self.seconds), ("min_free", self.min_free)):
-            if value < 0:
-                raise RegistryFleetError(f"{name}: {value:g} is less than nothing. Write 0 for no limit.")
+        """Raises RegistryFleetError that names the wrong option."""
+        at_least(1, parallel=self.parallel, bytes_per_second=self.bytes_per_second)
+        at_least(0, max_seconds=self.max_seconds, free_bytes=self.free_bytes)
 
 
 @dataclass
@@ -139,6 +135,8 @@ class Warming:
                 self._await([resolve], tell)
                 fetches += [fetching.submit(self._fetch, wanted) for wanted in self._plan(image) if not self._dry]
             self._await(fetches, tell)
+        if not self._dry:
+            self._look_again()
         return self._report()
 
     def _await(self, futures: list[Future[None]], tell: Callable[[dict[str, Any]], None]) -> None:
@@ -168,7 +166,7 @@ class Warming:
         manifest, image.digest = self._manifest(image, reference.target)
         chosen = [manifest]
         if manifest.is_index:
-            items, image.platforms_missing = choose(manifest, self._platforms)
+            items, image.platforms_missing = choose(manifest.manifests, self._platforms)
             image.platforms = sorted({item.platform or "unknown" for item in items})
             chosen = [self._manifest(image, item.digest)[0] for item in items]
         for each in chosen:
@@ -283,10 +281,10 @@ class Warming:
             wanted.skipped = all(image.errors for image in wanted.images)
         if wanted.skipped:
             raise _Left
-        if self._limits.rate:
+        if self._limits.bytes_per_second:
             with self._lock:
                 start = max(time.monotonic(), self._next_start)
-                self._next_start = start + wanted.blob.size / self._limits.rate
+                self._next_start = start + wanted.blob.size / self._limits.bytes_per_second
             while time.monotonic() < start:
                 self._check_going_on()
                 time.sleep(min(0.2, max(0.0, start - time.monotonic())))
@@ -295,11 +293,11 @@ class Warming:
         """Raises RegistryFleetError when the blob would not fit beside those that are under way."""
         with self._lock:
             free = shutil.disk_usage(self._store.root).free
-            room = free - sum(self._under_way.values()) - self._limits.min_free
+            room = free - sum(self._under_way.values()) - self._limits.free_bytes
             if blob.size > room:
                 raise RegistryFleetError(
                     f"The blob {blob.digest} has {blob.size} bytes, and the disk of {self._store.root} has room for {max(0, room)}: {free} are free, "
-                    f"{self._limits.min_free} of these stay free (min_free). Make room, or warm less."
+                    f"{self._limits.free_bytes} of these stay free (free_bytes). Make room, or warm less."
                 )
             self._under_way[blob.digest] = blob.size
 
@@ -322,8 +320,16 @@ class Warming:
                 )
             time.sleep(0.05)
 
+    def _look_again(self) -> None:
+        """Who makes room at the same time, such as the guard, does not know what is wanted here until the manifests have come."""
+        for image in self._images:
+            gone = [blob for blob in image.blobs.values() if not self._holds(blob)] if image.complete else []
+            if gone:
+                image.missing.update(blob.digest for blob in gone)
+                image.errors.append(f"{gone[0].digest}, which was there, was removed meanwhile, as by the guard to make room. Run again.")
+
     def _check_going_on(self) -> None:
-        if self._given_up or (self._limits.seconds and time.monotonic() - self._began > self._limits.seconds):
+        if self._given_up or (self._limits.max_seconds is not None and time.monotonic() - self._began > self._limits.max_seconds):
             raise _Left
 
     def _noted(self, error: RegistryFleetError) -> str:
@@ -417,32 +423,6 @@ def parse_references(images: Iterable[str]) -> dict[str, ImageReference]:
     if problems:
         raise RegistryFleetError("\n".join(problems))
     return found
-
-
-def check_platforms(platforms: Iterable[str]) -> list[str]:
-    """The platforms, each once; this host's where none is given. Raises RegistryFleetError."""
-    wanted = list(dict.fromkeys(platforms)) or [host_platform()]
-    for platform in wanted:
-        if platform != ALL_PLATFORMS and not _PLATFORM.fullmatch(platform):
-            raise RegistryFleetError(f"platforms: {platform!r} is none. Write os/architecture[/variant], such as linux/arm64, or {ALL_PLATFORMS}.")
-    return wanted
-
-
-def choose(index: Manifest, platforms: list[str]) -> tuple[list[Descriptor], list[str]]:
-    """The manifests of an index for the platforms, and the platforms that it has none for. Raises ManifestError if it has none at all."""
-    if ALL_PLATFORMS in platforms:
-        return list({item.digest: item for item in index.manifests}.values()), []
-    chosen: dict[str, Descriptor] = {}
-    missing: dict[str, ManifestError] = {}
-    for platform in platforms:
-        try:
-            item = index.select(platform)
-            chosen[item.digest] = item
-        except ManifestError as error:
-            missing[platform] = error
-    if not chosen:
-        raise ManifestError(f"{'; '.join(map(str, missing.values()))}. Set platforms to one of these, or to {ALL_PLATFORMS}.")
-    return list(chosen.values()), list(missing)
 
 
 class Progress:

@@ -242,6 +242,8 @@ def look(log: str, memory: str, front_start: int, remember: bool) -> Figures:
             # Somebody else who asks in this moment writes the same.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 files.write(memory, json.dumps({"version": _VERSION, **asdict(figures)}).encode() + b"\n", os.geteuid(), os.getegid(), 0o600)
+    except PermissionError as error:
+        raise RegistryFleetError(f"{error.filename} can't be used: {error.strerror}. Run as root (become: true).") from None
     except (OSError, EOFError, zlib.error) as error:
         raise RegistryFleetError(f"{getattr(error, 'filename', None) or log} can't be used: {getattr(error, 'strerror', None) or error}.") from error
     return figures

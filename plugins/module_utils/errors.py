@@ -8,3 +8,10 @@ from __future__ import annotations
 
 class RegistryFleetError(Exception):
     """Something the operator can mend. The text names the thing, the value and the remedy."""
+
+
+def at_least(least: int, **options: float | None) -> None:
+    """Refuse a number that is less. Raises RegistryFleetError that names the option."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise RegistryFleetError(f"{name}: {value:g}: write a number from {least}.")

@@ -41,7 +41,9 @@ STATS_BIND = "haproxy_front_stats_bind"
 STORAGES = ("pull_through_cache_storage", "fetch_coalescer_storage")
 
 # Text can be made of anything, and is not looked at: it may be a secret.
-_TYPES = {"bool": "true or false", "int": "a whole number", "list": "a list", "dict": "a dictionary"}
+_TYPES = {
+    "bool": "true or false", "int": "a whole number", "float": "a number", "bytes": "a number of bytes, like 50M", "list": "a list", "dict": "a dictionary",
+}
 
 Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
 Groups = Mapping[str, Sequence[str]]

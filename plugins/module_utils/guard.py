@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, FileSystem, evict
@@ -23,6 +22,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, DRAINED, is_drained, locked, save
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_uploads import purge_uploads
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 METRICS = "mirrorfleet_guard.prom"
 _HOUR, _DAY = 3600.0, 86400.0
@@ -106,8 +106,8 @@ class Guard:
             self._say(f"{outcome.name}: {used:.1f} % used: evicted {len(outcome.evicted)} images, {freed} bytes; {len(outcome.kept)} stay")
             for image, size in outcome.evicted[:20]:
                 self._say(f"{outcome.name}: evicted {image.name}, {size} bytes")
-        if outcomes[0].short_by:
-            self._fail(f"{', '.join(names)}: {outcomes[0].short_by} bytes are lacking still: what is left is pinned, in use, or not the caches'")
+        if outcomes[0].bytes_lacking:
+            self._fail(f"{', '.join(names)}: {outcomes[0].bytes_lacking} bytes are lacking still: what is left is pinned, in use, or not the caches'")
 
     def _drain_or_return(self, name: str) -> None:
         path, limit = self._settings.caches[name], self._settings.drain_percent
@@ -132,7 +132,7 @@ class Guard:
                 figures.counters["purged_uploads"] += len(purge_uploads(store, self._settings.upload_age))
                 share = int(figures.store_bytes * self._settings.scrub_percent / 100 * _HOUR / _DAY)
                 budget = Budget(
-                    bytes=max(share, 1) if self._settings.scrub_percent else 0,
+                    max_bytes=max(share, 1) if self._settings.scrub_percent else 0,
                     bytes_per_second=self._settings.scrub_bytes_per_second,
                     # Room is more urgent.
                     stop=lambda: self._used(path) > self._settings.high_percent,
@@ -166,8 +166,9 @@ class Guard:
         )
         path = os.path.join(self._settings.metrics, METRICS)
         try:
-            # A name that the collector does not read.
+            # A name that the collector does not read. It is another user, whatever the umask here.
             with open(f"{path}.new", "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o644)
                 file.write(lines)
             os.rename(f"{path}.new", path)
         except OSError as error:

@@ -66,6 +66,8 @@ def ask(path: str, command: str, timeout: float = 5.0) -> str:
             connection.sendall(command.encode("ascii") + b"\n")
             for part in iter(lambda: connection.recv(65536), b""):
                 answer += part
+    except PermissionError:
+        raise RegistryFleetError(f"{path}: only root and the rewrite front's own user may ask HAProxy. Run as root (become: true).") from None
     except OSError as error:
         raise RegistryFleetError(
             f"{path}: HAProxy does not answer at its runtime socket ({error.strerror or error}). Is mirrorfleet-front.service running on this host?"

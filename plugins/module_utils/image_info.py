@@ -13,20 +13,19 @@ from typing import Any, Callable, Dict, Iterable, Sequence, Tuple, TypeVar, Unio
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
+    MAX_CONFIG_BYTES,
     Descriptor,
     Manifest,
     ManifestError,
-    host_platform,
+    check_platforms,
+    choose,
     parse_platform,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, parse_image_reference
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 
-EVERY_PLATFORM = "all"
 # Far below what an edge lets one client do at the same time.
 _AT_ONCE = 16
-_MAX_CONFIG_BYTES = 1024 * 1024
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9._]+)?")
 # What an artifact type has in it, by what it is of; the first that fits.
 _KINDS = {
     "sbom": re.compile(r"sbom|spdx|cyclonedx|syft", re.IGNORECASE),
@@ -120,7 +119,7 @@ def image_info(
     are its time-outs and retries. Raises RegistryFleetError for what is wrong with the arguments; what a registry does is told.
     """
     references = [parse_image_reference(image, default_domain="") for image in images]
-    wanted = _check_platforms(platforms)
+    wanted = check_platforms(platforms)
     names = [str(cache["name"]) for cache in caches]
     for name in names:
         if names.count(name) > 1:
@@ -135,13 +134,6 @@ def image_info(
             asked.append(_Cache(cache["name"], may_fill, client))
         pool = stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
         return _Inquiry(pool, references, wanted, source, asked).report(images, details, artifacts)
-
-
-def _check_platforms(platforms: Sequence[str]) -> Sequence[str]:
-    for platform in platforms:
-        if platform != EVERY_PLATFORM and not _PLATFORM.fullmatch(platform):
-            raise RegistryFleetError(f"platforms: {platform!r} is no platform. Write os/architecture, like linux/amd64, or {EVERY_PLATFORM}.")
-    return platforms or [host_platform()]
 
 
 class _Inquiry:
@@ -242,14 +234,10 @@ def _load(client: RegistryClient, repository: str, target: str, platforms: Seque
     if not manifest.is_index:
         return _Image(top, [_Platform(_platform(client, repository, manifest), top, manifest)])
     offered = [_Platform(item.platform, item) for item in manifest.manifests if not _is_attestation(item)]
-    chosen, refusals = {each.descriptor.digest for each in offered if EVERY_PLATFORM in platforms}, []
-    for platform in platforms:
-        try:
-            chosen |= {manifest.select(platform).digest} if platform != EVERY_PLATFORM else set()
-        except ManifestError as error:
-            refusals.append(error)
-    if not chosen:
-        raise ManifestError(f"{client.url} has it, but {refusals[0] if refusals else 'its index is empty'}. Set platforms to one of these.")
+    try:
+        chosen = {item.digest for item in choose([each.descriptor for each in offered], platforms)[0]}
+    except ManifestError as error:
+        raise ManifestError(f"{client.url} has it, but {error}") from None
     for each in offered:
         if each.descriptor.digest in chosen:
             each.manifest = client.manifest(repository, each.descriptor.digest)[0]
@@ -265,13 +253,13 @@ def _is_attestation(item: Descriptor) -> bool:
 def _platform(client: RegistryClient, repository: str, manifest: Manifest) -> str:
     """The platform that an image's config says; empty when it says none, or is no config."""
     config, document = manifest.config, bytearray()
-    if config is None or config.size > _MAX_CONFIG_BYTES:
+    if config is None or config.size > MAX_CONFIG_BYTES:
         return ""
     try:
         client.blob(repository, config, document.extend)
-        return parse_platform(bytes(document))
     except RegistryFleetError:
         return ""
+    return parse_platform(bytes(document))
 
 
 def _artifacts(client: RegistryClient, repository: str, image: _Image) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Iterable, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import (
     DOCKER_HUB,
+    ImageReference,
     ImageReferenceError,
     parse_image_reference,
 )
@@ -20,14 +22,16 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams imp
 def read_list(text: str) -> list[str]:
     """The images of a file: one a line, or a YAML list of them; ``#`` begins a comment, which no reference has."""
     lines = (re.sub(r"^-\s", "", line.partition("#")[0].strip()).strip() for line in text.splitlines())
+    lines = (line[1:-1].strip() if re.fullmatch(r"'[^']*'|\"[^\"]*\"", line) else line for line in lines)
     return [line for line in lines if line not in ("", "-", "---")]
 
 
 def by_upstream(images: Iterable[object], upstreams: Sequence[Upstream], mirrors: Iterable[str] = ()) -> dict[str, list[str]]:
     """The images of each upstream that has some, by its name, each once and in order. Raises RegistryFleetError that names every image that has none.
 
-    An image is written as a docker host names it: its domain is the upstream's, or one of the names in ``mirrors`` with the upstream's
-    port, and without a domain it is one of Docker Hub. Or it is written as ``UPSTREAM IMAGE``, with the upstream's name.
+    They are as the upstream knows them: path, tag and digest. An image is written as a docker host names it: its domain is the upstream's, or
+    one of the names in ``mirrors`` with the upstream's port, and without a domain it is one of Docker Hub. Or it is written as
+    ``UPSTREAM IMAGE``, with the upstream's name.
     """
     found: dict[str, dict[str, None]] = {upstream["name"]: {} for upstream in upstreams}
     names, problems = {name.lower() for name in mirrors}, []
@@ -36,7 +40,7 @@ def by_upstream(images: Iterable[object], upstreams: Sequence[Upstream], mirrors
             if not isinstance(image, str):
                 raise RegistryFleetError(f"{image!r} is no text")
             upstream, reference = _assign(image, upstreams, names)
-            found[upstream["name"]][reference] = None
+            found[upstream["name"]][str(replace(reference, domain=""))] = None
         except ImageReferenceError as error:
             problems.append(str(error))
         except RegistryFleetError as error:
@@ -47,28 +51,28 @@ def by_upstream(images: Iterable[object], upstreams: Sequence[Upstream], mirrors
     return {name: list(references) for name, references in found.items() if references}
 
 
-def _assign(image: str, upstreams: Sequence[Upstream], mirrors: set[str]) -> tuple[Upstream, str]:
+def _assign(image: str, upstreams: Sequence[Upstream], mirrors: set[str]) -> tuple[Upstream, ImageReference]:
     first, *rest = image.split(None, 1) or [""]
     if rest:
         named = [upstream for upstream in upstreams if upstream["name"] == first]
         if not named:
             raise RegistryFleetError(f"there is no upstream {first!r}")
         default = DOCKER_HUB if _domain(named[0]) == DOCKER_HUB else ""
-        return named[0], str(parse_image_reference(rest[0].strip(), default))
+        return named[0], parse_image_reference(rest[0].strip(), default)
     reference = parse_image_reference(first)
     domain = reference.domain.lower()
     host, _colon, port = domain.rpartition(":")
-    if host in mirrors:
-        fitting = [upstream for upstream in upstreams if str(upstream["ports"]["edge"]) == port]
-    else:
-        fitting = [upstream for upstream in upstreams if domain in (_domain(upstream), upstream["host"].lower())]
+    fitting = [
+        upstream for upstream in upstreams
+        if domain in (_domain(upstream), upstream["host"].lower()) or (host in mirrors and port == str(upstream["ports"]["edge"]))
+    ]
     if not fitting:
         raise RegistryFleetError(f"no upstream serves {domain}")
     # Of several mirrors of Docker Hub, a docker host asks the first.
     if len(fitting) > 1 and domain != DOCKER_HUB:
         remedy = " or ".join(f"'{upstream['name']} {reference.path}…'" for upstream in fitting)
         raise RegistryFleetError(f"{len(fitting)} upstreams are at {domain}; write {remedy}")
-    return fitting[0], str(reference)
+    return fitting[0], reference
 
 
 def _domain(upstream: Upstream) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import platform as host
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Iterable, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import is_digest
@@ -26,6 +27,12 @@ MEDIA_TYPES = (
 
 # What distribution accepts (maxManifestBodySize in its registry/handlers/manifests.go); a larger body is no manifest.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# The config of an image is smaller by far; that of an artifact may be anything.
+MAX_CONFIG_BYTES = 1024 * 1024
+
+# Whoever wants all platforms writes this.
+ALL_PLATFORMS = "all"
+_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9._-]+){1,2}")
 
 # The kernel's machine names, as Go and so every image names them.
 _ARCHITECTURES = {
@@ -74,15 +81,6 @@ class Manifest:
     def is_index(self) -> bool:
         return self.config is None
 
-    def select(self, platform: str) -> Descriptor:
-        """The index's manifest for a platform; a platform without a variant takes any. Raises ManifestError."""
-        exact = [item for item in self.manifests if item.platform == platform]
-        fitting = exact or [item for item in self.manifests if item.platform.startswith(f"{platform}/")]
-        if fitting:
-            return fitting[0]
-        offered = sorted({item.platform for item in self.manifests} - {"", "unknown/unknown"})
-        raise ManifestError(f"the image is not made for {platform}, but for {', '.join(offered) or 'no platform at all'}")
-
 
 def host_platform() -> str:
     """The platform whose images this host runs, such as ``linux/amd64``."""
@@ -104,9 +102,46 @@ def parse_manifest(body: bytes, content_type: str = "") -> Manifest:
     raise ManifestError("it has neither layers nor manifests")
 
 
-def parse_platform(body: bytes) -> str:
-    """The platform that an image's config says it is for; empty when it says none. Raises ManifestError."""
-    return format_platform(_json_object(body))
+def parse_platform(config: bytes) -> str:
+    """The platform that an image's config says it is for; empty when it says none. An artifact's config may be anything."""
+    try:
+        return format_platform(_json_object(config))
+    except ManifestError:
+        return ""
+
+
+def check_platforms(platforms: Iterable[str]) -> list[str]:
+    """The platforms that an operator wants, each once; this host's where none is given. Raises RegistryFleetError."""
+    wanted = list(dict.fromkeys(platforms)) or [host_platform()]
+    for platform in wanted:
+        if platform != ALL_PLATFORMS and not _PLATFORM.fullmatch(platform):
+            raise RegistryFleetError(f"platforms: {platform!r} is no platform. Write os/architecture[/variant], like linux/amd64, or {ALL_PLATFORMS}.")
+    return wanted
+
+
+def choose(manifests: Sequence[Descriptor], platforms: Sequence[str]) -> tuple[list[Descriptor], list[str]]:
+    """An index's manifests for the platforms, each once, and the platforms that it has none for. Raises ManifestError if it has none at all."""
+    chosen: dict[str, Descriptor] = {item.digest: item for item in manifests if ALL_PLATFORMS in platforms}
+    missing: dict[str, ManifestError] = {}
+    for platform in platforms if not chosen else ():
+        try:
+            item = select(manifests, platform)
+            chosen[item.digest] = item
+        except ManifestError as error:
+            missing[platform] = error
+    if not chosen:
+        raise ManifestError(f"{'; '.join(map(str, missing.values()))}. Set platforms to one of these, or to {ALL_PLATFORMS}.")
+    return list(chosen.values()), list(missing)
+
+
+def select(manifests: Sequence[Descriptor], platform: str) -> Descriptor:
+    """The manifest for a platform; a platform without a variant takes any. Raises ManifestError."""
+    exact = [item for item in manifests if item.platform == platform]
+    fitting = exact or [item for item in manifests if item.platform.startswith(f"{platform}/")]
+    if fitting:
+        return fitting[0]
+    offered = sorted({item.platform for item in manifests} - {"", "unknown/unknown"})
+    raise ManifestError(f"the image is not made for {platform}, but for {', '.join(offered) or 'no platform at all'}")
 
 
 def format_platform(document: Any) -> str:

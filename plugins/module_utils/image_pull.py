@@ -10,13 +10,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, ManifestError, host_platform, parse_platform
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    ManifestError,
+    host_platform,
+    parse_platform,
+    select,
+)
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import parse_image_reference
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError, Transfer
 
 # Docker's max-concurrent-downloads.
 LAYERS_AT_ONCE = 3
-_MAX_CONFIG_BYTES = 8 * 1024 * 1024
 
 
 class _GivenUp(Exception):
@@ -36,7 +42,7 @@ def pull_image(client: RegistryClient, reference: str, platform: str = "") -> di
     digest, manifest_bytes = transfer.digest, transfer.bytes
     if manifest.is_index:
         try:
-            chosen = manifest.select(wanted)
+            chosen = select(manifest.manifests, wanted)
         except ManifestError as error:
             raise ManifestError(f"{client.url} has it, but {error}. Set platform to one of these.") from None
         manifest, transfer = client.manifest(image.path, chosen.digest)
@@ -45,7 +51,7 @@ def pull_image(client: RegistryClient, reference: str, platform: str = "") -> di
             raise ManifestError(f"{client.url}: what the index names for {wanted} is an index again, which no engine pulls.")
     config, *layers = manifest.blobs
     document = bytearray()
-    config_transfer = client.blob(image.path, config, document.extend if config.size <= _MAX_CONFIG_BYTES else None)
+    config_transfer = client.blob(image.path, config, document.extend if config.size <= MAX_CONFIG_BYTES else None)
     layers_began = time.monotonic() - began
     transfers, first_byte = _pull_layers(client, image.path, layers)
     blobs = [config_transfer, *transfers]
@@ -53,7 +59,7 @@ def pull_image(client: RegistryClient, reference: str, platform: str = "") -> di
     return {
         "image": reference,
         "digest": digest,
-        "platform": _platform(bytes(document)),
+        "platform": parse_platform(bytes(document)),
         "bytes": manifest_bytes + sum(each.bytes for each in blobs),
         "bytes_cached": sum(each.bytes for each in blobs if each.cached) if any(each.cached is not None for each in blobs) else None,
         "layers": len(layers),
@@ -70,14 +76,6 @@ def pull_image(client: RegistryClient, reference: str, platform: str = "") -> di
             for each in blobs
         ],
     }
-
-
-def _platform(config: bytes) -> str:
-    # An artifact's config may be anything; its platform is only told, nothing depends on it.
-    try:
-        return parse_platform(config)
-    except ManifestError:
-        return ""
 
 
 def _pull_layers(client: RegistryClient, repository: str, layers: list[Descriptor]) -> tuple[list[Transfer], float]:

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterator, Sequence
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError, at_least
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import (
     CachedImage,
@@ -59,9 +59,9 @@ class Criteria:
         """Raises RegistryFleetError that names the wrong option."""
         if not self.images and self.unused_for is None and not self.has_limit:
             raise RegistryFleetError("This would evict everything. Give images, unused_for, max_bytes, free_bytes or free_percent.")
-        for option, value, most in (("max_bytes", self.max_bytes, None), ("free_bytes", self.free_bytes, None), ("free_percent", self.free_percent, 100)):
-            if value is not None and (value < 0 or (most is not None and value > most)):
-                raise RegistryFleetError(f"{option}: {value}: write a number from 0{f' to {most}' if most else ''}.")
+        at_least(0, max_bytes=self.max_bytes, free_bytes=self.free_bytes)
+        if self.free_percent is not None and not 0 <= self.free_percent <= 100:
+            raise RegistryFleetError(f"free_percent: {self.free_percent:g}: write a number from 0 to 100.")
         check_patterns(self.images, "images")
         check_patterns(self.pinned, "pinned")
 
@@ -94,7 +94,7 @@ class FileSystem:
 
 @dataclass
 class Outcome:
-    """What happened to a cache's store. evicted: (image, bytes freed); kept: (image, why); short_by: bytes that a limit still lacks."""
+    """What happened to a cache's store. evicted: (image, bytes freed); kept: (image, why); bytes_lacking: bytes that a limit still lacks."""
 
     name: str
     path: str
@@ -102,7 +102,7 @@ class Outcome:
     bytes_after: int = 0
     evicted: list[tuple[CachedImage, int]] = field(default_factory=list)
     kept: list[tuple[CachedImage, str]] = field(default_factory=list)
-    short_by: int = 0
+    bytes_lacking: int = 0
 
 
 def evict(caches: Sequence[tuple[str, str]], criteria: Criteria, who: str, lock_timeout: float, check_mode: bool = False) -> list[Outcome]:
@@ -198,7 +198,7 @@ class _Eviction:
 
     def finish(self) -> Outcome:
         self._outcome.bytes_after = self.bytes
-        self._outcome.short_by = self.lacks() if self._criteria.has_limit else 0
+        self._outcome.bytes_lacking = self.lacks() if self._criteria.has_limit else 0
         if not self._check_mode:
             with as_owner(self.store.root):
                 left = {image.repository for image in self._known}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any, Iterable, Mapping
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
@@ -14,6 +13,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict i
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import as_owner, locked
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_uploads import purge_uploads
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import utc
 
 _EVICTED_SHOWN = _FINDINGS_SHOWN = 100
 _KEPT_SHOWN = _IMAGES_SHOWN = 20
@@ -21,11 +21,6 @@ _KEPT_SHOWN = _IMAGES_SHOWN = 20
 
 def names_and_paths(caches: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(cache["name"], cache["path"]) for cache in caches]
-
-
-def utc(seconds: float) -> str:
-    """Seconds since 1970 as a date."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def evict_report(outcome: Outcome) -> dict[str, Any]:
@@ -37,7 +32,7 @@ def evict_report(outcome: Outcome) -> dict[str, Any]:
             {
                 "image": image.name,
                 "digest": image.digest,
-                "freed_bytes": freed,
+                "bytes_freed": freed,
                 "last_used": utc(image.last_used),
                 "last_used_source": image.last_used_source,
             }
@@ -45,9 +40,9 @@ def evict_report(outcome: Outcome) -> dict[str, Any]:
         ],
         "kept": [{"image": image.name, "why": why} for image, why in outcome.kept[:_KEPT_SHOWN]],
         "counts": {"evicted": len(outcome.evicted), "kept": len(outcome.kept)},
-        "freed_bytes": outcome.bytes_before - outcome.bytes_after,
+        "bytes_freed": outcome.bytes_before - outcome.bytes_after,
         "bytes": outcome.bytes_after,
-        "short_by": outcome.short_by,
+        "bytes_lacking": outcome.bytes_lacking,
     }
 
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Callable, Iterator
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import at_least
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Link, Store, open_unnoticed
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import CachedImage, ManifestReader, RepositoryImages
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_removal import remove_data, remove_link, remove_repository, remove_tag
@@ -34,15 +35,20 @@ EMPTY, TRUNCATED, WRONG, UNREADABLE, BROKEN_LINK, NOTHING = "empty", "truncated"
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one run may do: seconds and bytes of all blobs, and bytes a second; None: as much as there is.
+    """How much one run may do: seconds and bytes of all blobs, and bytes a second; None for no limit.
 
     A blob that was begun is finished, so that a large one is checked at all. ``stop`` is asked between two chunks.
     """
 
-    seconds: float | None = None
-    bytes: int | None = None
+    max_seconds: float | None = None
+    max_bytes: int | None = None
     bytes_per_second: int | None = None
     stop: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        """Raises RegistryFleetError that names the wrong option."""
+        at_least(0, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
+        at_least(1, bytes_per_second=self.bytes_per_second)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class _Scrub:
         self._saved = time.monotonic()
 
     def _is_spent(self) -> bool:
-        seconds, size = self._budget.seconds, self._budget.bytes
+        seconds, size = self._budget.max_seconds, self._budget.max_bytes
         return (
             (seconds is not None and time.monotonic() - self._began >= seconds) or (size is not None and self._result.bytes >= size) or self._budget.stop()
         )

@@ -17,6 +17,7 @@ import time
 from typing import Any, Iterator
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import utc
 
 DIRECTORY = ".mirrorfleet"
 DRAINED = "drained"
@@ -80,8 +81,7 @@ def _wait(directory: int, root: str, timeout: float) -> None:
 def _holder(root: str) -> str:
     holder = load(root, _HOLDER)
     try:
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(holder["since"]))
-        return f"{holder['who']} (process {holder['pid']}, since {since})"
+        return f"{holder['who']} (process {holder['pid']}, since {utc(holder['since'])})"
     except (KeyError, TypeError, ValueError, OverflowError):
         return "another process"
 

@@ -11,6 +11,8 @@ short_description: Remove images from a mirror host's caches while they serve
 version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
+extends_documentation_fragment:
+  - mirrorfleet.registry.stores
 description:
   - Removes images from the stores of a mirror host's caches, by name, by their last use, or least recently used first until there is room.
   - The caches go on serving. Whoever is sent a blob gets it whole, and what was evicted is fetched again when it is asked for.
@@ -18,22 +20,6 @@ description:
     and what is pinned stays; RV(caches[].kept) says what stayed, and why.
   - A run that was killed has harmed nothing, and is finished by the next one with the same options.
 options:
-  caches:
-    description:
-      - The caches. The default is every directory in C(/var/lib/mirrorfleet/cache).
-      - Works with the C(filesystem) driver of distribution 2.8 and 3.x, without its C(storage.cache.blobdescriptor), which goes on
-        promising what is gone.
-    type: list
-    elements: dict
-    suboptions:
-      name:
-        description: The cache's name, that of its upstream.
-        type: str
-        required: true
-      path:
-        description: The C(rootdirectory) of its distribution.
-        type: path
-        required: true
   images:
     description:
       - Only these images go, like V(svc/app:1), V(svc/app@sha256:…) or a digest alone, or shell patterns of names, like V(svc/*:old-*).
@@ -48,7 +34,7 @@ options:
     type: str
   max_bytes:
     description:
-      - Images go until each store has no more bytes than this.
+      - Images go until each store has no more bytes than this, like V(500G).
     type: bytes
   free_bytes:
     description:
@@ -69,11 +55,6 @@ options:
       - What was used or has come in this time stays, unless O(images) means it. What came in the last 10 seconds always stays.
     type: str
     default: 1h
-  lock_timeout:
-    description:
-      - How long to wait for others who change the same store, such as the guard, in seconds.
-    type: int
-    default: 300
 attributes:
   check_mode:
     description: Can run in check mode and return changed status prediction without modifying target.
@@ -86,8 +67,6 @@ attributes:
     support: full
     details:
       - Unless somebody pulls in between.
-notes:
-  - The stores belong to a system user, so the module needs C(become). In a store it acts with the rights of its owner only.
 seealso:
   - module: mirrorfleet.registry.cache_info
   - module: mirrorfleet.registry.cache_scrub
@@ -147,7 +126,7 @@ caches:
           description: Its digest.
           type: str
           sample: sha256:2d1b2f0e9a5f6f9c1f0f5b1b1a3b7d3c5a8f1e4b6d9c2a7e0f3b5d8c1a4e7f0b
-        freed_bytes:
+        bytes_freed:
           description: The bytes of its blobs and manifests that no other image needs.
           type: int
           sample: 63045632
@@ -181,7 +160,7 @@ caches:
       description: How many images were C(evicted) and C(kept).
       type: dict
       sample: {evicted: 1, kept: 1}
-    freed_bytes:
+    bytes_freed:
       description: The bytes that went.
       type: int
       sample: 63045632
@@ -189,7 +168,7 @@ caches:
       description: The bytes of all blobs that are left.
       type: int
       sample: 230688512
-    short_by:
+    bytes_lacking:
       description: The bytes that O(max_bytes), O(free_bytes) or O(free_percent) still lack, because the rest stays; 0 when they are met.
       type: int
       sample: 0
@@ -197,21 +176,18 @@ caches:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import default_caches
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, evict
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_report import evict_report, names_and_paths
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "caches": {
-                "type": "list",
-                "elements": "dict",
-                "options": {"name": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
-            },
+            **options.caches(),
             "images": {"type": "list", "elements": "str", "default": []},
             "unused_for": {"type": "str"},
             "max_bytes": {"type": "bytes"},
@@ -239,8 +215,8 @@ def main() -> None:
     except RegistryFleetError as error:
         module.fail_json(msg=str(error))
     for report in reports:
-        if report["short_by"]:
-            module.warn(f"{report['name']}: {report['short_by']} bytes are lacking still; what is left is pinned or in use. `kept` says more.")
+        if report["bytes_lacking"]:
+            module.warn(f"{report['name']}: {report['bytes_lacking']} bytes are lacking still; what is left is pinned or in use. `kept` says more.")
     gone = "".join(f"{report['name']}: {each['image']}\n" for report in reports for each in report["evicted"])
     module.exit_json(changed=any(report["counts"]["evicted"] for report in reports), caches=reports, diff={"before": gone, "after": ""})
 

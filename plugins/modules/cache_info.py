@@ -11,6 +11,9 @@ short_description: Tell what a mirror host's caches hold
 version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
+extends_documentation_fragment:
+  - mirrorfleet.registry.registry
+  - mirrorfleet.registry.unchanging
 description:
   - Reads the stores of a mirror host's caches, which are distribution's files, and asks distribution what it counted. It asks
     no upstream, so what it tells is what is there.
@@ -18,7 +21,7 @@ description:
 options:
   caches:
     description:
-      - The caches. The default is every directory in C(/var/lib/mirrorfleet/cache), and the debug endpoint that C(/etc/mirrorfleet/cache) has for it.
+      - The caches. The default is all that the role pull_through_cache has made on this host, with their debug endpoints.
     type: list
     elements: dict
     suboptions:
@@ -44,21 +47,6 @@ options:
         They are null. Sizes are those that the manifests say, and RV(caches[].bytes) and the number of blobs are of the repositories and images
         that match O(repository) and O(image).
     type: str
-  username:
-    description: The user, for a registry at O(url) that asks for one. It is sent only when the registry asks.
-    type: str
-  password:
-    description: The user's password or token.
-    type: str
-  ca_certificate:
-    description:
-      - The certificate of the authority that signed that of O(url), as PEM text or as the path of a file on the host. It is trusted beside the
-        system's authorities.
-    type: str
-  validate_certs:
-    description: Whether the certificate of O(url) must be valid.
-    type: bool
-    default: true
   repository:
     description:
       - Tell only of repositories whose name matches this shell pattern. C(*) matches slashes too.
@@ -79,20 +67,6 @@ options:
     description: Tell also of each image's platforms, layers and missing blobs, and of images without a tag.
     type: bool
     default: false
-attributes:
-  check_mode:
-    description: Can run in check mode and return changed status prediction without modifying target.
-    support: full
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check mode), when in diff mode.
-    support: N/A
-    details:
-      - Nothing changes.
-  idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
-    support: full
-    details:
-      - Never reports a change.
 notes:
   - The stores belong to a system user, so the module needs C(become).
 seealso:
@@ -299,36 +273,26 @@ caches:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_api import report_registry
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import Filter, default_caches, report_cache
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "caches": {
-                "type": "list",
-                "elements": "dict",
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "path": {"type": "path", "required": True},
-                    "debug_url": {"type": "str", "default": ""},
-                },
-            },
+            **options.caches(debug_url={"type": "str", "default": ""}),
             "url": {"type": "str"},
-            "username": {"type": "str"},
-            "password": {"type": "str", "no_log": True},
-            "ca_certificate": {"type": "str"},
-            "validate_certs": {"type": "bool", "default": True},
+            **options.REGISTRY,
             "repository": {"type": "str", "default": "*"},
             "image": {"type": "str", "default": "*"},
             "unused_for": {"type": "str"},
             "details": {"type": "bool", "default": False},
         },
         mutually_exclusive=[("caches", "url"), ("unused_for", "url")],
-        required_together=[("username", "password")],
+        required_together=[options.LOGIN],
         required_by={"username": "url", "ca_certificate": "url"},
         supports_check_mode=True,
     )
@@ -336,9 +300,8 @@ def main() -> None:
     try:
         wanted = Filter(repository, image, 0 if unused_for is None else parse_age(unused_for, "unused_for"))
         if module.params["url"]:
-            given = {name: module.params[name] for name in ("url", "username", "password", "ca_certificate", "validate_certs")}
-            report = report_registry(wanted, details, **{name: value for name, value in given.items() if value is not None})
-            module.exit_json(changed=False, caches=[report])
+            registry = options.given({name: module.params[name] for name in ("url", *options.REGISTRY)})
+            module.exit_json(changed=False, caches=[report_registry(wanted, details, **registry)])
         reports = [report_cache(**cache, wanted=wanted, details=details) for cache in (default_caches() if caches is None else caches)]
         module.exit_json(changed=False, caches=reports)
     except RegistryFleetError as error:

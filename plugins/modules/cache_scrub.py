@@ -11,6 +11,8 @@ short_description: Find and remove what is damaged in a mirror host's caches
 version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
+extends_documentation_fragment:
+  - mirrorfleet.registry.stores
 description:
   - Reads the blobs of a mirror host's caches again, from the disk, and compares their digests; removes those that are wrong, with the links to them,
     so that the next pull fetches them again. The caches go on serving.
@@ -18,42 +20,23 @@ description:
   - Blobs take turns, the one whose check is the longest ago first, and the next run goes on where this one ends.
   - A run that was killed has harmed nothing.
 options:
-  caches:
-    description:
-      - The caches. The default is every directory in C(/var/lib/mirrorfleet/cache).
-    type: list
-    elements: dict
-    suboptions:
-      name:
-        description: The cache's name, that of its upstream.
-        type: str
-        required: true
-      path:
-        description: The C(rootdirectory) of its distribution.
-        type: path
-        required: true
   max_seconds:
     description:
-      - How long a cache is read, in seconds. A blob that was begun is finished. The default is until all of it was.
-    type: int
+      - The most seconds for which a cache is read. A blob that was begun is finished. The default is until all of it was.
+    type: float
   max_bytes:
     description:
-      - How many bytes of a cache are read. A blob that was begun is finished. The default is all of them.
+      - The most bytes of a cache that are read. A blob that was begun is finished. The default is all of them.
     type: bytes
   bytes_per_second:
     description:
-      - How many bytes are read in a second. The default is as many as the disk gives and one processor hashes.
+      - The most bytes that are read in a second, like V(100M). The default is as many as the disk gives and one processor hashes.
     type: bytes
   upload_age:
     description:
       - Uploads, which are what fills leave that were cut off, are removed when nothing has come for so long, like V(1d).
         The default is that they stay.
     type: str
-  lock_timeout:
-    description:
-      - How long to wait for others who change the same store, such as the guard, in seconds.
-    type: int
-    default: 300
 attributes:
   check_mode:
     description: Can run in check mode and return changed status prediction without modifying target.
@@ -68,8 +51,6 @@ attributes:
     support: partial
     details:
       - A run with a budget reads what the one before has not, and may find more.
-notes:
-  - The stores belong to a system user, so the module needs C(become). In a store it acts with the rights of its owner only.
 seealso:
   - module: mirrorfleet.registry.cache_evict
 """
@@ -162,22 +143,19 @@ caches:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import default_caches
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_report import names_and_paths, scrub_cache
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "caches": {
-                "type": "list",
-                "elements": "dict",
-                "options": {"name": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
-            },
-            "max_seconds": {"type": "int"},
+            **options.caches(),
+            "max_seconds": {"type": "float"},
             "max_bytes": {"type": "bytes"},
             "bytes_per_second": {"type": "bytes"},
             "upload_age": {"type": "str"},

@@ -11,6 +11,10 @@ short_description: Bring images into a mirror host's cache before docker hosts a
 version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
+extends_documentation_fragment:
+  - mirrorfleet.registry.registry
+  - mirrorfleet.registry.registry.address
+  - mirrorfleet.registry.registry.patience
 description:
   - Runs on a mirror host and pulls what one cache lacks of a list of images by the host's own edge, as a docker host would, so that
     distribution verifies and keeps it. The bytes are verified once more as they come, and thrown away; memory does not grow with a blob.
@@ -43,11 +47,6 @@ options:
       - The mirror host's edge for the upstream, as C(https://host:port). The certificate must be for this host.
     type: str
     required: true
-  address:
-    description:
-      - The host name or address to connect to instead of the host in O(url), usually V(127.0.0.1) where the mirror hosts of a data
-        center have one name.
-    type: str
   path:
     description:
       - The store of the same upstream's cache, C(/var/lib/mirrorfleet/cache/NAME). Its files tell what is there.
@@ -69,27 +68,25 @@ options:
     description: How many blobs to fetch at once.
     type: int
     default: 3
-  limit_rate:
+  bytes_per_second:
     description:
-      - The most bytes a second, in the mean over the run; V(0) for no limit.
+      - The most bytes a second, in the mean over the run, like V(10M). The default is no limit.
       - A blob is only asked for when those before it have used up their time. It then comes as fast as the link carries it, because
         the coalescer reads without waiting for anybody. So this spreads a list over time, and can't slow down one large blob; the
         rewrite front can.
-    type: int
-    default: 0
-  time_limit:
+    type: bytes
+  max_seconds:
     description:
-      - The most seconds for the run; V(0) for no limit. What is left then is told, and is no error; see O(fail_on).
+      - The most seconds for the run. What is left then is told, and is no error; see O(fail_on). The default is no limit.
       - The cache goes on by itself with the blobs that are under way at that moment, up to O(parallel) of them.
     type: float
-    default: 0
-  min_free:
+  free_bytes:
     description: The bytes that must stay free on the file system of O(path). A blob that would not leave them is not asked for, and that is an error.
-    type: int
+    type: bytes
     default: 1073741824
   fail_on:
     description:
-      - When to fail. V(error) when an image can't be had, V(incomplete) also when O(time_limit) was too short, V(never) to only tell.
+      - When to fail. V(error) when an image can't be had, V(incomplete) also when O(max_seconds) was too short, V(never) to only tell.
     type: str
     choices: [error, incomplete, never]
     default: error
@@ -99,34 +96,6 @@ options:
         with C(images), C(images_done), C(images_failed), C(bytes), C(bytes_done), C(seconds). It is removed at the end.
       - What can't be written there is no fault. The callback plugin P(mirrorfleet.registry.warm_progress#callback) needs nothing here.
     type: path
-  username:
-    description: The user, where the edge asks for one.
-    type: str
-  password:
-    description: The user's password.
-    type: str
-  ca_certificate:
-    description:
-      - The certificate of the authority that signed the edge's, as PEM text or as the path of a file on the host. It is trusted
-        beside the system's authorities.
-    type: str
-  validate_certs:
-    description: Whether certificates must be valid.
-    type: bool
-    default: true
-  timeout:
-    description: The most seconds to wait for the next byte.
-    type: float
-    default: 60
-  connect_timeout:
-    description: The most seconds to wait for a connection, TLS included.
-    type: float
-    default: 5
-  retries:
-    description:
-      - How often a manifest or blob is asked for again after a broken connection, a time-out, 429 or 5xx, with growing pauses.
-    type: int
-    default: 3
 attributes:
   check_mode:
     description: Can run in check mode and return changed status prediction without modifying target.
@@ -177,8 +146,8 @@ EXAMPLES = r"""
     address: 127.0.0.1
     path: /var/lib/mirrorfleet/cache/central
     upstream_url: http://127.0.0.1:18000
-    time_limit: 3600
-    limit_rate: 3000000
+    max_seconds: 3600
+    bytes_per_second: 3M
   become: true
   become_user: mirrorfleet-cache
 """
@@ -264,6 +233,7 @@ seconds:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_warm import Limits, failure, warm
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
@@ -274,31 +244,26 @@ def main() -> None:
             "images": {"type": "list", "elements": "str", "required": True},
             "platforms": {"type": "list", "elements": "str", "default": []},
             "url": {"type": "str", "required": True},
-            "address": {"type": "str"},
             "path": {"type": "path", "required": True},
             "upstream_url": {"type": "str"},
             "upstream_username": {"type": "str"},
             "upstream_password": {"type": "str", "no_log": True},
             "parallel": {"type": "int", "default": 3},
-            "limit_rate": {"type": "int", "default": 0},
-            "time_limit": {"type": "float", "default": 0},
-            "min_free": {"type": "int", "default": 1073741824},
+            "bytes_per_second": {"type": "bytes"},
+            "max_seconds": {"type": "float"},
+            "free_bytes": {"type": "bytes", "default": 1073741824},
             "fail_on": {"type": "str", "choices": ["error", "incomplete", "never"], "default": "error"},
             "progress": {"type": "path"},
-            "username": {"type": "str"},
-            "password": {"type": "str", "no_log": True},
-            "ca_certificate": {"type": "str"},
-            "validate_certs": {"type": "bool", "default": True},
-            "timeout": {"type": "float", "default": 60},
-            "connect_timeout": {"type": "float", "default": 5},
-            "retries": {"type": "int", "default": 3},
+            **options.REGISTRY,
+            **options.ADDRESS,
+            **options.PATIENCE,
         },
-        required_together=[("username", "password"), ("upstream_username", "upstream_password")],
+        required_together=[options.LOGIN, ("upstream_username", "upstream_password")],
         supports_check_mode=True,
     )
-    given = {name: value for name, value in module.params.items() if value is not None}
+    given = options.given(module.params)
     try:
-        limits = Limits(*(given.pop(name) for name in ("parallel", "limit_rate", "time_limit", "min_free")))
+        limits = Limits(**{name: given.pop(name) for name in ("parallel", "bytes_per_second", "max_seconds", "free_bytes") if name in given})
         fail_on = given.pop("fail_on")
         report = warm(limits=limits, dry=module.check_mode, **given)
     except RegistryFleetError as error:

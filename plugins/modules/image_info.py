@@ -11,6 +11,9 @@ short_description: Tell what images are at the upstream, and what of them each d
 version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
+extends_documentation_fragment:
+  - mirrorfleet.registry.registry.patience
+  - mirrorfleet.registry.unchanging
 description:
   - Resolves images at an upstream and, at the same time, in any number of caches. It runs anywhere, usually on the controller, as
     one remote command for all images and all caches.
@@ -92,28 +95,10 @@ options:
     description: The most seconds to wait for the next byte.
     type: float
     default: 20
-  connect_timeout:
-    description: The most seconds to wait for a connection, TLS included.
-    type: float
-    default: 5
   retries:
     description: How often what failed for the moment is asked for again.
     type: int
     default: 2
-attributes:
-  check_mode:
-    description: Can run in check mode and return changed status prediction without modifying target.
-    support: full
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check mode), when in diff mode.
-    support: N/A
-    details:
-      - Nothing changes.
-  idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
-    support: full
-    details:
-      - Never reports a change.
 seealso:
   - module: mirrorfleet.registry.cache_info
   - module: mirrorfleet.registry.mirror_pull
@@ -291,46 +276,36 @@ images:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_info import image_info
 
 
 def main() -> None:
-    registry = {
-        "url": {"type": "str", "required": True},
-        "username": {"type": "str"},
-        "password": {"type": "str", "no_log": True},
-        "ca_certificate": {"type": "str"},
-        "validate_certs": {"type": "bool", "default": True},
-        "address": {"type": "str"},
-    }
-    both = [("username", "password")]
+    registry = {"url": {"type": "str", "required": True}, **options.REGISTRY, **options.ADDRESS}
     cache = {"name": {"type": "str", "required": True}, "may_fill": {"type": "bool", "default": False}}
     module = AnsibleModule(
         argument_spec={
             "images": {"type": "list", "elements": "str", "required": True},
-            "upstream": {"type": "dict", "options": registry, "required_together": both},
-            "caches": {"type": "list", "elements": "dict", "default": [], "options": {**cache, **registry}, "required_together": both},
+            "upstream": {"type": "dict", "options": registry, "required_together": [options.LOGIN]},
+            "caches": {"type": "list", "elements": "dict", "default": [], "options": {**cache, **registry}, "required_together": [options.LOGIN]},
             "platforms": {"type": "list", "elements": "str", "default": []},
             "artifacts": {"type": "bool", "default": True},
             "details": {"type": "bool", "default": False},
+            **options.PATIENCE,
+            # A table does not wait for long for one of many.
             "timeout": {"type": "float", "default": 20},
-            "connect_timeout": {"type": "float", "default": 5},
             "retries": {"type": "int", "default": 2},
         },
         supports_check_mode=True,
     )
     given = dict(module.params)
-    given["caches"] = [_given(cache) for cache in given["caches"]]
-    given["upstream"] = given["upstream"] and _given(given["upstream"])
+    given["caches"] = [options.given(each) for each in given["caches"]]
+    given["upstream"] = given["upstream"] and options.given(given["upstream"])
     try:
         module.exit_json(changed=False, images=image_info(**given))
     except RegistryFleetError as error:
         module.fail_json(msg=str(error))
-
-
-def _given(options: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ short_description: Pull an image from a mirror and keep nothing
 version_added: 0.1.0
 author:
   - mirrorfleet contributors (@mirrorfleet)
+extends_documentation_fragment:
+  - mirrorfleet.registry.registry
+  - mirrorfleet.registry.registry.address
+  - mirrorfleet.registry.registry.patience
+  - mirrorfleet.registry.unchanging
 description:
   - Pulls one image as a docker host does, its manifest, its config and its layers, three at once, verifies the digest of
     each and throws the bytes away. It needs no Docker and leaves nothing on the host.
@@ -29,46 +34,11 @@ options:
       - The mirror, as C(https://host:port), or any registry. If the registry's C(/v2/) is below a path, the path belongs to it.
     type: str
     required: true
-  address:
-    description:
-      - The host name or address to connect to instead of the host in O(url), so that one of several mirror hosts behind a name
-        can be asked. The certificate must be for the host in O(url) still.
-    type: str
   platform:
     description:
       - The platform to choose of an image that is made for several, as C(os/architecture) or C(os/architecture/variant).
       - The default is C(linux/) and this host's architecture.
     type: str
-  username:
-    description: The user, for a registry that asks for one. It is sent only when the registry asks.
-    type: str
-  password:
-    description: The user's password or token.
-    type: str
-  ca_certificate:
-    description:
-      - The certificate of the authority that signed the mirror's, as PEM text or as the path of a file on the host.
-        It is trusted beside the system's authorities.
-    type: str
-  validate_certs:
-    description: Whether the mirror's certificate must be valid.
-    type: bool
-    default: true
-  timeout:
-    description:
-      - The most seconds to wait for the next byte. It does not bound the pull, which takes as long as bytes come.
-    type: float
-    default: 60
-  connect_timeout:
-    description: The most seconds to wait for a connection, TLS included.
-    type: float
-    default: 5
-  retries:
-    description:
-      - How often a manifest or blob is asked for again after a broken connection, a time-out, 429 or 5xx, with growing pauses
-        of 0.25 to 8 seconds, or after the seconds that C(Retry-After) asks for, up to 60. A blob goes on at the byte where it broke.
-    type: int
-    default: 3
 attributes:
   check_mode:
     description: Can run in check mode and return changed status prediction without modifying target.
@@ -76,16 +46,6 @@ attributes:
     details:
       - The pull is the same in check mode, because it changes nothing on the host. A mirror that did not hold the image holds it
         afterwards.
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check mode), when in diff mode.
-    support: N/A
-    details:
-      - Nothing changes.
-  idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
-    support: full
-    details:
-      - Never reports a change.
 notes:
   - An error names the URL, the status and what the answer said, and what to do. It holds no credentials.
 seealso:
@@ -186,6 +146,7 @@ blobs:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
@@ -196,20 +157,15 @@ def main() -> None:
         argument_spec={
             "image": {"type": "str", "required": True},
             "url": {"type": "str", "required": True},
-            "address": {"type": "str"},
             "platform": {"type": "str"},
-            "username": {"type": "str"},
-            "password": {"type": "str", "no_log": True},
-            "ca_certificate": {"type": "str"},
-            "validate_certs": {"type": "bool", "default": True},
-            "timeout": {"type": "float", "default": 60},
-            "connect_timeout": {"type": "float", "default": 5},
-            "retries": {"type": "int", "default": 3},
+            **options.REGISTRY,
+            **options.ADDRESS,
+            **options.PATIENCE,
         },
-        required_together=[("username", "password")],
+        required_together=[options.LOGIN],
         supports_check_mode=True,
     )
-    given = {name: value for name, value in module.params.items() if value is not None}
+    given = options.given(module.params)
     image, platform = given.pop("image"), given.pop("platform", "")
     try:
         with RegistryClient(**given) as client:

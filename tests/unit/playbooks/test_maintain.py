@@ -41,9 +41,23 @@ def play(tmp_path: Path, *arguments: str, **variables: Any) -> subprocess.Comple
     )
 
 
-def test_nothing_is_done_that_is_not_asked_for(tmp_path: Path) -> None:
-    done = play(tmp_path)
-    assert done.returncode != 0 and "Nothing is to be done. Give the options of cache_evict in maintain_evict" in done.stdout
+@pytest.mark.parametrize(("given", "says"), [
+    ({}, "Nothing is to be done. Give the options of cache_evict in maintain_evict"),
+    ({"maintain_evict": "svc/app:1"}, "Give the options of cache_evict in maintain_evict"),
+    ({"maintain_evict": {"unused_for": "30d", "pined": ["svc/*"]}}, "maintain_evict: pined is no option. Write one of caches, images, unused_for,"),
+    ({"maintain_scrub": {"max_byte": 1}}, "maintain_scrub: max_byte is no option. Write one of caches, max_seconds,"),
+    ({"maintain_evict": {"caches": []}}, "This would evict everything."),
+])
+def test_nothing_is_done_that_is_not_asked_for(tmp_path: Path, given: dict[str, Any], says: str) -> None:
+    done = play(tmp_path, **given)
+    assert done.returncode != 0 and says in " ".join(done.stdout.split()), done.stdout
+
+
+def test_what_the_guard_keeps_stays(cache: Registry, tmp_path: Path) -> None:
+    caches = [{"name": "central", "path": str(cache.root)}]
+    done = play(tmp_path, maintain_evict={"caches": caches, "images": ["svc/*"]}, pull_through_cache_guard_pinned=["svc/app:1"])
+    assert done.returncode == 0 and "svc/app:1 stays: pinned" in done.stdout, done.stdout
+    assert Store(str(cache.root)).repositories() == ["svc/app"]
 
 
 def test_check_mode_says_what_would_go_and_a_run_does_it(cache: Registry, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def mirror(seconds: int = 90000, **saved: int | None) -> dict[str, Any]:
             ]},
         },
         "__status_caches": {"caches": [
-            {"name": name, "counts": {"tags": 12345}, "bytes": 456_700_000_000, "disk": {"free": 789_000_000_000}, "proxy_unknown": ""} for name in names
+            {"name": name, "counts": {"tags": 12345}, "bytes": 456_700_000_000, "disk": {"free": 789_000_000_000}, "drained": False, "proxy_unknown": ""}
+            for name in names
         ]},
         "__status_drained": {"stat": {"exists": False}},
         "__status_edge": {"digest": "sha256:0"},
@@ -113,16 +114,11 @@ def test_the_table_of_a_fleet_that_is_well(tmp_path: Path) -> None:
     assert max(map(len, lines)) + 8 <= 120
 
 
-def test_a_cache_that_the_guard_took_out_of_service_says_so(tmp_path: Path) -> None:
-    full = mirror()
-    full["__status_caches"]["caches"][0]["drained"] = True
-    first, second = (re.split(r"  +", line) for line in report(tmp_path, **{"mirror1.zagreb": full})[1:3])
-    assert (first[-1], second[-1]) == ("out of service, disk full", "well")
-
-
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     bad = mirror(100, lan_bytes=None, bytes=None)
-    bad["__status_drained"]["stat"]["exists"] = True
+    away = mirror()
+    away["__status_drained"]["stat"]["exists"] = True
+    bad["__status_caches"]["caches"][0]["drained"] = True
     bad["__status_caches"]["caches"][1]["proxy_unknown"] = "connection refused"
     central, hub = bad["__status_front"]["upstreams"]
     central.update(healthy=False, status="DOWN", since_seconds=7300, check={"text": "Layer4 timeout"})
@@ -132,13 +128,16 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     ]
     del bad["__status_edge"]["digest"]
     bad["__status_edge"]["msg"] = "mirrorfleet-edge/canary:1 can't be pulled.\nmore"
-    lines = report(tmp_path, **{"mirror2.zagreb": bad, "app1.zagreb": {"__status_probe": {"uses_mirror": False, "why_not": "docker.io: no mirror."}}})
-    first, second = (re.split(r"  +", line) for line in lines[1:3])
+    app = {"__status_probe": {"uses_mirror": False, "why_not": "docker.io: no mirror."}}
+    lines = report(tmp_path, **{"mirror2.zagreb": bad, "mirror3.zagreb": away, "app1.zagreb": app})
+    first, second, third, fourth = (re.split(r"  +", line) for line in lines[1:5])
     assert first[7:] == ["123.4 GB", "-", "-", "2 min", "out of service, edge down, upstream down"]
-    assert second[-1] == "out of service, edge down, cache down, mirror1 down"
-    assert lines[3:] == [
-        "all of it, WAN 246.8 GB, LAN 0 Bytes, saved 0 Bytes",
+    assert second[-1] == "edge down, cache down, mirror1 down"
+    assert third[-1] == fourth[-1] == "out of service"
+    assert lines[5:] == [
+        "all of it, WAN 493.6 GB, LAN 2.0 TB, saved 1.7 TB",
         "mirror2.zagreb, edge: mirrorfleet-edge/canary:1 can't be pulled.",
+        "mirror2.zagreb, cache central: the guard has taken it out of service, because its disk is filling",
         "mirror2.zagreb, central from upstream, down for 2 h: Layer4 timeout",
         "mirror2.zagreb, cache dockerhub: connection refused",
         "mirror2.zagreb, dockerhub from sibling-mirror1, down for 0 min: MAINT (resolution)",

@@ -87,7 +87,7 @@ def mirror(started: Mirror, upstream: BreakingUpstream) -> Mirror:
 def arguments(mirror: Mirror, images: tuple[str, ...], **more: Any) -> dict[str, Any]:
     port = mirror.edge.ports["central"]
     return {
-        "images": list(images), "url": f"http://127.0.0.1:{port}", "path": str(mirror.cache.root), "min_free": 0, "retries": 0,
+        "images": list(images), "url": f"http://127.0.0.1:{port}", "path": str(mirror.cache.root), "free_bytes": 0, "retries": 0,
         "upstream_url": f"http://127.0.0.1:{port + PORT_OFFSETS['front']}", **more,
     }
 
@@ -240,14 +240,14 @@ def test_the_cache_finishes_what_is_under_way_when_the_time_is_over(mirror: Mirr
     image = fresh_image()
     name = published(upstream, "late", image)
     upstream.ways[blob_path(layer_digest(image), REPOSITORY)] = slowly(3)
-    said = warm(name, time_limit=1)
+    said = warm(name, max_seconds=1)
     assert "failed" not in said and said["counts"]["left"] == 1 and said["seconds"] < 2.5
     until(lambda: stored(mirror, image))
     assert warm(name)["images"][0]["bytes_fetched"] == 0
 
 
 def test_a_slow_reader_does_not_slow_the_wan(mirror: Mirror, upstream: BreakingUpstream) -> None:
-    """Why limit_rate spaces blobs instead of reading slowly: distribution stores by a request of its own."""
+    """Why bytes_per_second spaces blobs instead of reading slowly: distribution stores by a request of its own."""
     # As much as the coalescer of the tests joins.
     image = fresh_image(1, 7_000_000)
     published(upstream, "slow", image)

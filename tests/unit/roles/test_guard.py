@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,13 @@ def test_it_runs_with_nothing_but_what_was_put_down(render: Render, base: Path) 
         if os.geteuid() == 0:
             shutil.chown(base / name, "nobody")
     exec_start = next(line for line in found["mirrorfleet-guard.service"].read_text().splitlines() if line.startswith("ExecStart="))
-    done = subprocess.run(exec_start.partition("=")[2].split(), capture_output=True, text=True, check=False, cwd="/", env={}, **unprivileged())
+    done = subprocess.run(
+        exec_start.partition("=")[2].split(), capture_output=True, text=True, check=False, cwd="/", env={}, umask=0o027, **unprivileged()
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("central ") and ", other " in done.stdout and len(done.stdout.splitlines()) == 1
-    assert 'mirrorfleet_guard_drained{cache="other"} 0\n' in (base / "metrics/mirrorfleet_guard.prom").read_text()
+    metrics = base / "metrics/mirrorfleet_guard.prom"
+    assert 'mirrorfleet_guard_drained{cache="other"} 0\n' in metrics.read_text() and stat.S_IMODE(metrics.stat().st_mode) == 0o644
     assert json.loads((base / "store/central/.mirrorfleet/guard.json").read_text())["samples"]
 
 
@@ -77,8 +81,10 @@ def test_systemd_takes_the_units(render: Render, base: Path) -> None:
     ({"pull_through_cache_guard_drain_percent": 85}, "pull_through_cache_guard_drain_percent: 85.0: write 0 < low < high < drain <= 100"),
     ({"pull_through_cache_guard_high_percent": 100}, "with high below 100"),
     ({"pull_through_cache_guard_grace": "soon"}, "pull_through_cache_guard_grace: soon: write a number and one of s, m, h, d, w, like 1h."),
-    ({"pull_through_cache_guard_scrub_bytes_per_second": 0}, "pull_through_cache_guard_scrub_bytes_per_second: 0: write a whole number from 1."),
+    ({"pull_through_cache_guard_scrub_bytes_per_second": 0}, "pull_through_cache_guard_scrub_bytes_per_second: 0: write bytes from 1, like 50M."),
+    ({"pull_through_cache_guard_interval_seconds": 0}, "pull_through_cache_guard_interval_seconds: 0: write a whole number from 1."),
     ({"pull_through_cache_guard_scrub_percent": -1}, "pull_through_cache_guard_scrub_percent: -1: write the percent"),
+    ({"pull_through_cache_guard_scrub_bytes_per_second": 104857600}, ""),
     ({}, ""),
 ])
 def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, variables: dict[str, Any], message: str) -> None:

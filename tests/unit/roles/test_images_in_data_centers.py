@@ -294,14 +294,15 @@ class TestDiff:
         fleet.pull("zagreb", "diff/app:2")
         fleet.pull("zagreb", "diff/web:7")
         web = fleet.push("diff/web", layer_of({"app": b"new"}), tag="7")
-        (tmp_path / "released.txt").write_text("# of this week\ndiff/app:2   # the service\n\n  - diff/web:7\n- diff/none:1")
-        code, said = self.run(fleet, tmp_path, "-e", "images_file=released.txt", "-e", '{"diff_platforms": ["linux/amd64"]}', "-vvv")
+        domain = fleet.hub.url.partition("//")[2]
+        (tmp_path / "released.txt").write_text(f"# of this week\nhub diff/app:2   # the service\n\n  - {domain}/diff/web:7\n- hub diff/none:1")
+        code, said = self.run(fleet, tmp_path, "-e", "images_file=released.txt", "-e", '{"images_platforms": ["linux/amd64"]}', "-vvv")
         assert code == 0, said
         lines = [re.sub(" +", " ", line) for line in re.findall(r'^ +"(.*)",?$', said, re.MULTILINE)]
         table = lines[lines.index("image upstream zagreb frankfurt gone "):][:6]
         assert table[:4] == [
-            "image upstream zagreb frankfurt gone ", f"diff/app:2 {app.digest[:19]} complete absent unknown ",
-            f"diff/web:7 {web.digest[:19]} drift absent unknown ", "diff/none:1 ? absent absent unknown ",
+            "image upstream zagreb frankfurt gone ", f"hub diff/app:2 {app.digest[:19]} complete absent unknown ",
+            f"hub diff/web:7 {web.digest[:19]} drift absent unknown ", "hub diff/none:1 ? absent absent unknown ",
         ]
         missing = sum(len(blob) for digest, blob in web.blobs.items() if blob != BASE) + len(web.manifest)
         assert table[4] == f"zagreb: 1 of 3 complete, {missing / 1e6:.1f} MB would come over the WAN"
@@ -310,17 +311,18 @@ class TestDiff:
     def test_it_fails_when_it_is_asked_to(self, fleet: Fleet, tmp_path: Path) -> None:
         fleet.push("diff/fail", layer_of({"app": b"fail"}))
         fleet.pull("zagreb", "diff/fail:1")
-        images = ["-e", '{"images": ["diff/fail:1"], "diff_fail": true, "diff_platforms": ["linux/amd64"]}']
+        images = ["-e", '{"images": ["diff/fail:1"], "images_upstream": "hub", "diff_fail": true, "images_platforms": ["linux/amd64"]}']
         code, said = self.run(fleet, tmp_path, *images, "--limit", "dc_zagreb", "--check")
         assert code == 0 and "mirror-frankfurt" not in said, said
         code, said = self.run(fleet, tmp_path, *images)
-        assert code != 0 and "diff/fail:1 is absent in frankfurt; diff/fail:1 is unknown in gone. Bring it there" in " ".join(said.split())
+        assert code != 0 and "hub diff/fail:1 is absent in frankfurt; hub diff/fail:1 is unknown in gone. Bring it there" in " ".join(said.split())
 
     @pytest.mark.parametrize(("given", "says"), [
-        ({}, "Write what to look for either as images"), ({"images": []}, "Write what to look for"), ({"images": "svc/app:1"}, "Write what to look for"),
-        ({"images": ["a:1"], "images_file": "x"}, "Write what to look for"), ({"images_file": "absent.txt"}, "absent.txt"),
-        ({"images": ["a:1"], "diff_upstream": "nobody"}, "nobody is no upstream. Write one of hub."),
-        ({"images": ["A:1"]}, "'A:1' is no image reference"), ({"images": ["a:1"], "diff_platforms": ["amd64"]}, "'amd64' is no platform"),
+        ({}, "There are no images. Write -e images_file=FILE"), ({"images": []}, "There are no images."), ({"images": "hub a:1"}, "There are no images."),
+        ({"images": ["hub a:1"], "images_file": "absent.txt"}, "images_file: there is no file"),
+        ({"images": ["hub a:1", "a:1"]}, "a:1: no upstream serves docker.io."),
+        ({"images": ["a:1"], "images_upstream": "nobody"}, "nobody a:1: there is no upstream 'nobody'. The upstreams are: hub (127.0.0.1:"),
+        ({"images": ["hub A:1"]}, "'A:1' is no image reference"), ({"images": ["hub a:1"], "images_platforms": ["amd64"]}, "'amd64' is no platform"),
     ])
     def test_bad_input_is_named(self, fleet: Fleet, tmp_path: Path, given: dict[str, Any], says: str) -> None:
         code, said = self.run(fleet, tmp_path, "-e", json.dumps(given))

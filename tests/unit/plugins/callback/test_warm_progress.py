@@ -32,7 +32,8 @@ def directory(start_registry: StartRegistry, registry: Registry, tmp_path: Path)
         hosts[name] = {"cache_url": cache.url, "cache_path": str(cache.root), "ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
     warm = {
-        "images": ["svc/app:1"], "url": "{{ cache_url }}", "path": "{{ cache_path }}", "upstream_url": registry.url, "limit_rate": 200_000, "min_free": 0,
+        "images": ["svc/app:1"], "url": "{{ cache_url }}", "path": "{{ cache_path }}", "upstream_url": registry.url, "bytes_per_second": "200K",
+        "free_bytes": 0,
     }
     tasks = [{"name": "The image comes", "mirrorfleet.registry.cache_warm": warm, "register": "warmed"},
              {"name": "It is complete", "ansible.builtin.assert": {"that": "warmed.counts.complete == 1"}}]

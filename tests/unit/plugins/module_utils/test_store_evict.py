@@ -147,10 +147,10 @@ def test_the_least_recently_used_go_until_there_is_room(cache: Registry) -> None
     whole = sum(Store(str(cache.root)).blobs().values())
     # What is shared with a younger image frees nothing.
     outcome = run(cache, max_bytes=whole - 1)
-    assert names(outcome) == ["svc/app:1", "svc/web:1"] and outcome.short_by == 0
+    assert names(outcome) == ["svc/app:1", "svc/web:1"] and outcome.bytes_lacking == 0
     figures = os.statvfs(cache.root)
     outcome = run(cache, free_bytes=figures.f_bavail * figures.f_frsize + (1 << 40))
-    assert names(outcome) == ["svc/multi:2", "other/own:1"] and outcome.short_by > 0 and files(cache) == {}
+    assert names(outcome) == ["svc/multi:2", "other/own:1"] and outcome.bytes_lacking > 0 and files(cache) == {}
     assert run(cache, free_bytes=0, free_percent=0.0).evicted == []
 
 
@@ -181,7 +181,7 @@ def test_what_is_pinned_or_just_used_stays(cache: Registry) -> None:
     assert {image.name: why for image, why in outcome.kept} == {
         "svc/app:1": "pinned", "svc/multi:2": "used within grace", "svc/web:1": "used within grace", "other/own:1": "used within grace"
     }
-    assert outcome.evicted == [] and outcome.short_by == outcome.bytes_before
+    assert outcome.evicted == [] and outcome.bytes_lacking == outcome.bytes_before
     # By its own name only what is pinned stays, and that by any of its names.
     outcome = run(cache, images=("svc/app:1", "svc/web:1"), pinned=(APP.digest,))
     assert names(outcome) == ["svc/web:1"] and [(image.name, why) for image, why in outcome.kept] == [("svc/app:1", "pinned")]

@@ -130,12 +130,12 @@ def test_the_next_run_goes_on_where_one_ended(cache: Registry) -> None:
     digests = sorted(Store(str(cache.root)).blobs())
     read = []
     for _number in range(len(digests)):
-        result = run(cache, Budget(bytes=1))
+        result = run(cache, Budget(max_bytes=1))
         assert result.blobs == 1
         read.append(load(str(cache.root), "scrub.json")["cursor"])
     assert read == digests and result.complete
-    assert run(cache, Budget(bytes=1), check_mode=True).blobs == 1 and load(str(cache.root), "scrub.json")["cursor"] == digests[-1]
-    assert run(cache, Budget(seconds=0)).blobs == 0 and run(cache, Budget(bytes=0)).blobs == 0
+    assert run(cache, Budget(max_bytes=1), check_mode=True).blobs == 1 and load(str(cache.root), "scrub.json")["cursor"] == digests[-1]
+    assert run(cache, Budget(max_seconds=0)).blobs == 0 and run(cache, Budget(max_bytes=0)).blobs == 0
     # What was removed meanwhile, or a state that is none, does no harm.
     (cache.root / ".mirrorfleet/scrub.json").write_text('{"cursor": 7}')
     assert run(cache).blobs == len(digests)

@@ -16,9 +16,9 @@ from ansible_collections.community.general.plugins.filter.json_query import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import locked
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.modules import cache_evict, cache_scrub
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, RunModule, StartRegistry, digest_of, image_of, layer_of
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import pull, stored, used
@@ -47,9 +47,9 @@ def test_check_then_evict_then_again(cache: Registry, run_module: RunModule) -> 
         assert answered["changed"] is True and answered["diff"] == {"before": "central: svc/app:1\n", "after": ""}
     assert planned["caches"] == done["caches"]
     (report,) = done["caches"]
-    assert report["freed_bytes"] == APP.size and report["bytes"] == WEB.size and report["counts"] == {"evicted": 1, "kept": 0}
+    assert report["bytes_freed"] == APP.size and report["bytes"] == WEB.size and report["counts"] == {"evicted": 1, "kept": 0}
     (evicted,) = report["evicted"]
-    assert (evicted["image"], evicted["digest"], evicted["freed_bytes"], evicted["last_used_source"]) == ("svc/app:1", APP.digest, APP.size, "pull")
+    assert (evicted["image"], evicted["digest"], evicted["bytes_freed"], evicted["last_used_source"]) == ("svc/app:1", APP.digest, APP.size, "pull")
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", evicted["last_used"])
     again = run(run_module, cache, images=["svc/app:1"])
     assert again["changed"] is False and again["caches"][0]["evicted"] == []
@@ -58,7 +58,7 @@ def test_check_then_evict_then_again(cache: Registry, run_module: RunModule) -> 
 def test_what_a_limit_lacks_is_told(cache: Registry, run_module: RunModule) -> None:
     used(cache, "svc/app:1", 3)
     answered = run(run_module, cache, max_bytes="1K", pinned=["svc/*"])
-    assert answered["changed"] is False and answered["caches"][0]["short_by"] == APP.size + WEB.size - 1024
+    assert answered["changed"] is False and answered["caches"][0]["bytes_lacking"] == APP.size + WEB.size - 1024
 
 
 def test_root_acts_as_the_owner(cache: Registry, run_module: RunModule) -> None:
@@ -132,6 +132,10 @@ def test_the_documented_queries_work_as_written(cache: Registry, run_module: Run
     ({"unused_for": "30 days"}, "unused_for: '30 days' is no length of time. Write a number and one of s, m, h, d, w, like 30d."),
     ({"max_bytes": 0, "grace": "-1h"}, "grace: '-1h' is no length of time."),
     ({}, "This would evict everything."),
+    ({"free_percent": 101}, "free_percent: 101: write a number from 0 to 100."),
+    ({"main": cache_scrub.main, "max_seconds": -1}, "max_seconds: -1: write a number from 0."),
+    ({"main": cache_scrub.main, "bytes_per_second": 0}, "bytes_per_second: 0: write a number from 1."),
+    ({"main": cache_scrub.main, "upload_age": "soon"}, "upload_age: 'soon' is no length of time."),
 ])
 def test_wrong_options_are_refused(cache: Registry, run_module: RunModule, options: dict[str, Any], message: str) -> None:
     failed = run(run_module, cache, **options)

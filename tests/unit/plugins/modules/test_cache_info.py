@@ -214,12 +214,22 @@ def test_a_store_that_is_written_to_is_told_of(start_registry: StartRegistry, re
 def test_the_default_is_every_cache_of_the_host(cache: Registry, run_module: RunModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The path is fixed on a mirror host, and not this machine's to write to.
     monkeypatch.setattr(cache_report, "CACHES", str(tmp_path / "caches"))
-    assert run_module(cache_info.main)["caches"] == []
-    (tmp_path / "caches/new").mkdir(parents=True)
+    monkeypatch.setattr(cache_report, "CONFIGURATIONS", str(tmp_path / "etc"))
+    failed = run_module(cache_info.main)
+    assert failed["failed"] and f"There is no cache in {tmp_path}/caches. Run this on a mirror host, or give caches." in failed["msg"]
+    (tmp_path / "caches/lost+found").mkdir(parents=True)
+    (tmp_path / "caches/new").mkdir()
     (tmp_path / "caches/central").symlink_to(cache.root)
     central, new = run_module(cache_info.main)["caches"]
     assert (central["name"], central["counts"]["tags"]) == ("central", 3)
     assert (new["name"], new["counts"]["tags"], new["bytes"]) == ("new", 0, 0)
+    # Where pull_through_cache_storage is another one, the guard knows it.
+    (tmp_path / "other/central").mkdir(parents=True)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/guard.json").write_text(json.dumps({"caches": {"central": f"{tmp_path}/other/central"}}))
+    assert [each["path"] for each in run_module(cache_info.main)["caches"]] == [f"{tmp_path}/other/central"]
+    (tmp_path / "etc/guard.json").write_text("[]")
+    assert len(run_module(cache_info.main)["caches"]) == 2
 
 
 def test_a_path_that_is_none_is_told(run_module: RunModule, tmp_path: Path) -> None:

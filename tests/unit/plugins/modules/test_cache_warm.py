@@ -47,7 +47,7 @@ def cache(start_registry: StartRegistry, registry: Registry) -> Registry:
 @pytest.fixture
 def warm(cache: Registry, registry: Registry, run_module: RunModule) -> Warm:
     """Warm `cache`; check mode asks `registry`."""
-    given = {"url": cache.url, "path": str(cache.root), "upstream_url": registry.url, "min_free": 0}
+    given = {"url": cache.url, "path": str(cache.root), "upstream_url": registry.url, "free_bytes": 0}
     return lambda *images, **more: run_module(cache_warm.main, images=list(images), **{**given, **more})
 
 
@@ -157,7 +157,7 @@ def test_so_many_blobs_at_once(serve: Callable[[Answers], Server], run_module: R
         keep(tmp_path, said.partition(b"\r\n\r\n")[2])
         return said
 
-    run_module(cache_warm.main, images=["svc/app:1"], url=serve(answers).url, path=str(tmp_path), parallel=2, min_free=0)
+    run_module(cache_warm.main, images=["svc/app:1"], url=serve(answers).url, path=str(tmp_path), parallel=2, free_bytes=0)
     assert most[0] == 2
 
 
@@ -174,12 +174,12 @@ def test_the_time_is_over(warm: Warm, registry: Registry, cache: Registry) -> No
     one, two = image_of(layer(300_000)), image_of(layer(300_000))
     registry.push("svc/one", "1", one)
     registry.push("svc/two", "1", two)
-    said = warm("svc/one:1", "svc/two:1", limit_rate=100_000, time_limit=2, parallel=1)
+    said = warm("svc/one:1", "svc/two:1", bytes_per_second=100_000, max_seconds=2, parallel=1)
     assert "failed" not in said and said["counts"] == {"images": 2, "complete": 1, "failed": 0, "left": 1} and said["seconds"] < 4
     assert [image["complete"] for image in said["images"]] == [True, False]
     assert said["bytes_left"] == said["images"][1]["bytes_left"] == two.size - len(two.manifest)
-    failed = warm("svc/one:1", "svc/two:1", limit_rate=1, time_limit=0.5, fail_on="incomplete", parallel=1)
-    assert failed.get("failed") and "svc/two:1: the time was over" in failed["msg"] or failed["counts"]["complete"] == 2
+    failed = warm("svc/one:1", "svc/two:1", bytes_per_second=1, max_seconds=0.5, fail_on="incomplete", parallel=1)
+    assert failed["failed"] and "svc/two:1: the time was over" in failed["msg"]
     rest = warm("svc/one:1", "svc/two:1")
     assert rest["counts"]["complete"] == 2 and rest["images"][0]["bytes_fetched"] == 0
 
@@ -189,13 +189,34 @@ def test_the_rate_is_kept_in_the_mean(warm: Warm, registry: Registry) -> None:
     registry.push("svc/app", "1", image)
     # The last blob's own time is not waited for.
     shortest = sum(sorted(map(len, image.blobs.values()))[:-1]) / 400_000
-    assert warm("svc/app:1", limit_rate=400_000)["seconds"] >= shortest > 1.9
+    assert warm("svc/app:1", bytes_per_second=400_000)["seconds"] >= shortest > 1.9
+
+
+def test_what_is_removed_meanwhile_is_not_called_complete(warm: Warm, registry: Registry, cache: Registry, tmp_path: Path) -> None:
+    old, new = image_of(layer()), image_of(layer(), layer())
+    registry.push("svc/old", "1", old)
+    registry.push("svc/new", "1", new)
+    warm("svc/old:1")
+    blob = list(old.blobs)[1]
+
+    def evict() -> None:
+        progress = tmp_path / "progress/progress.json"
+        until(lambda: progress.exists() and json.loads(progress.read_text())["images_done"] == 1)
+        cache.blob_path(blob).unlink()
+
+    evicting = threading.Thread(target=evict)
+    evicting.start()
+    failed = warm("svc/old:1", "svc/new:1", bytes_per_second=50_000, progress=str(tmp_path / "progress"))
+    evicting.join()
+    assert failed["failed"] and failed["counts"] == {"images": 2, "complete": 1, "failed": 1, "left": 0}
+    assert f"svc/old:1: {blob}, which was there, was removed meanwhile" in failed["msg"]
+    assert warm("svc/old:1", "svc/new:1")["counts"]["complete"] == 2
 
 
 def test_no_room(warm: Warm, registry: Registry, cache: Registry) -> None:
     image = image_of(layer())
     registry.push("svc/app", "1", image)
-    failed = warm("svc/app:1", min_free=10**18)
+    failed = warm("svc/app:1", free_bytes=10**18)
     assert failed["failed"] and f"the disk of {cache.root} has room for 0" in failed["msg"] and "Make room, or warm less." in failed["msg"]
     assert not any(cache.blob_path(digest).exists() for digest in image.blobs)
 
@@ -213,9 +234,11 @@ def test_a_cache_that_keeps_nothing_is_not_asked_for_more(warm: Warm, registry: 
 
 @pytest.mark.parametrize(("arguments", "says"), [
     ({"images": ["svc/app:1", "SVC/app:1:2", "also/BAD"]}, "'also/BAD' is no image reference"),
-    ({"platforms": ["amd64"]}, "platforms: 'amd64' is none. Write os/architecture"),
-    ({"parallel": 0}, "parallel: 0 blobs at once fetch nothing"),
-    ({"limit_rate": -1}, "limit_rate: -1 is less than nothing"),
+    ({"platforms": ["amd64"]}, "platforms: 'amd64' is no platform. Write os/architecture"),
+    ({"parallel": 0}, "parallel: 0: write a number from 1."),
+    ({"bytes_per_second": "fast"}, "'bytes_per_second' is of type str and we were unable to convert to bytes"),
+    ({"bytes_per_second": 0}, "bytes_per_second: 0: write a number from 1."),
+    ({"max_seconds": -1}, "max_seconds: -1: write a number from 0."),
     ({"path": "/absent"}, "There is no directory /absent"),
     ({"url": "mirror:5000"}, "Write https://host[:port]"),
     ({"username": "reader"}, "parameters are required together"),
@@ -249,7 +272,7 @@ def test_it_tells_how_far_it_is(warm: Warm, registry: Registry, tmp_path: Path) 
 
     looking = threading.Thread(target=look)
     looking.start()
-    warm("svc/app:1", limit_rate=200_000, progress=str(directory))
+    warm("svc/app:1", bytes_per_second=200_000, progress=str(directory))
     looking.join()
     total = sum(map(len, image.blobs.values()))
     assert {state["bytes"] for state in seen} <= {0, total} and [state["bytes_done"] for state in seen] == sorted(state["bytes_done"] for state in seen)
