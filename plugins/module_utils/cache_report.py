@@ -71,7 +71,7 @@ def default_caches() -> list[dict[str, str]]:
 def _storage() -> str:
     """Where pull_through_cache_storage has the stores, as the role tells the guard; its default where that can't be read."""
     try:
-        return os.path.dirname(next(iter(json.loads(_configuration("guard.json"))["caches"].values())))
+        return os.path.dirname(str(next(iter(json.loads(_configuration("guard.json"))["caches"].values()))))
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return CACHES
 

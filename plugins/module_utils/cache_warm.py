@@ -432,8 +432,9 @@ class Progress:
         self._directory = directory
         if directory:
             try:
-                # Whoever was faster could lead the file elsewhere; so it must not be there yet.
-                os.mkdir(directory, 0o755)
+                # Whoever was faster could lead the file elsewhere; so it must not be there yet. Who looks on is another user, whatever the umask.
+                os.mkdir(directory)
+                os.chmod(directory, 0o755)
             except OSError:
                 self._directory = ""
 
@@ -443,6 +444,7 @@ class Progress:
         path = os.path.join(self._directory, PROGRESS_FILE)
         try:
             with open(f"{path}.new", "w", encoding="ascii") as file:
+                os.fchmod(file.fileno(), 0o644)
                 json.dump(state, file)
             os.rename(f"{path}.new", path)
         except OSError:

@@ -20,11 +20,12 @@ import re
 import stat
 import zlib
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import IO, Any, Tuple, cast
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import files
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import utc
 
 LOG = "/var/log/mirrorfleet/edge/access.log"
 # Gone with a boot, as the rewrite front's own counts are.
@@ -255,8 +256,8 @@ def report(figures: Figures, wan_bytes: dict[str, int], now: float) -> tuple[dic
     total = {name: figures.total.get(name) or new_counts() for name in names}
     since = seconds_of(figures.since.encode())
     edge = {
-        "since": figures.since or None,
-        "counting_seconds": int(now - since) if since else 0,
+        "since": None if since is None else utc(since),
+        "counting_seconds": 0 if since is None else int(now - since),
         "lan_bytes": sum(each["lan_bytes"] for each in total.values()),
         "sibling_bytes": sum(each["sibling_bytes"] for each in total.values()),
         "unreadable_lines": figures.unreadable,
@@ -266,7 +267,7 @@ def report(figures: Figures, wan_bytes: dict[str, int], now: float) -> tuple[dic
     whole = not figures.lost or (since is not None and since <= figures.front_start)
     lan = {name: counts["lan_bytes"] for name, counts in figures.front.items()}
     saved = {
-        "since": datetime.fromtimestamp(figures.front_start, timezone.utc).isoformat(),
+        "since": utc(figures.front_start),
         **_saved(sum(lan.values()), sum(wan_bytes.values()), whole),
         "upstreams": [{"name": name, **_saved(lan.get(name, 0), wan_bytes.get(name, 0), whole)} for name in names],
     }

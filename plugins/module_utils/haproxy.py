@@ -152,7 +152,8 @@ def _check(row: dict[str, str]) -> Check | None:
         return None
     return {
         "result": result,
-        "status": _number(row, "check_code"),
+        # 0 while the next check has not got that far.
+        "status": _number(row, "check_code") or None,
         "milliseconds": _number(row, "check_duration"),
         "text": "; ".join(text for text in (row.get("check_desc"), row.get("last_chk")) if text),
     }

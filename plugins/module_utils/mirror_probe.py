@@ -104,7 +104,7 @@ class Question:
     daemon_json: str
     certs_dir: str
     username: str
-    password: str
+    password: str = field(repr=False)
     timeout: float
     pull_timeout: float
 

@@ -109,6 +109,8 @@ class _Scrub:
         self._gone: set[str] = set()
 
     def run(self) -> Scrubbed:
+        # To read the index takes its time, too, which is none to catch up on.
+        self._reading_since = time.monotonic()
         with _Reader() as self._reader:
             self._check_blobs()
         self._check_links()
@@ -170,7 +172,7 @@ class _Scrub:
             if self._budget.stop():
                 raise _StoppedError
             if self._budget.bytes_per_second:
-                time.sleep(max(0.0, self._began + self._result.bytes / self._budget.bytes_per_second - time.monotonic()))
+                time.sleep(max(0.0, self._reading_since + self._result.bytes / self._budget.bytes_per_second - time.monotonic()))
         if f"{algorithm}:{hashing.hexdigest()}" == digest:
             return ""
         return EMPTY if size == 0 else TRUNCATED if size < self._promised.get(digest, 0) else WRONG

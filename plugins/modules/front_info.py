@@ -165,9 +165,9 @@ edge:
   type: dict
   contains:
     since:
-      description: The time of the first request that is counted, or null when there is none.
+      description: The time of the first request that is counted, in UTC, or null when there is none.
       type: str
-      sample: "2026-11-14T00:00:07+00:00"
+      sample: "2026-11-14T00:00:07Z"
     counting_seconds:
       description: Seconds since then.
       type: int
@@ -234,9 +234,9 @@ saved:
   type: dict
   contains:
     since:
-      description: When the rewrite front began to count.
+      description: When the rewrite front began to count, in UTC.
       type: str
-      sample: "2026-11-14T00:00:07+00:00"
+      sample: "2026-11-14T00:00:07Z"
     lan_bytes:
       description: Bytes sent to docker hosts since then.
       type: int

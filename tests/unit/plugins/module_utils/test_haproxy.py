@@ -46,7 +46,7 @@ def test_columns_are_found_by_name(columns: list[str], rows: list[tuple[dict[str
         assert each["responses"] == {name: ints.get(f"hrsp_{name}", 0) for name in CLASSES}
         assert each["status"] == (texts.get("status") or "unknown")
         if each["check"] is not None:
-            assert each["check"]["status"] == ints.get("check_code")
+            assert each["check"]["status"] == (ints.get("check_code") or None)
             assert texts.get("last_chk", "") in each["check"]["text"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
@@ -259,10 +260,11 @@ def test_no_password_is_told(start_registry: StartRegistry, run_module: RunModul
 def test_it_tells_how_far_it_is(warm: Warm, registry: Registry, tmp_path: Path) -> None:
     image = image_of(*(layer(200_000) for _number in range(3)))
     registry.push("svc/app", "1", image)
-    directory, seen = tmp_path / "progress", []
+    directory, seen, modes = tmp_path / "progress", [], set()
 
     def look() -> None:
         until((directory / "progress.json").exists)
+        modes.update(stat.S_IMODE(path.stat().st_mode) for path in (directory, directory / "progress.json"))
         while directory.exists():
             try:
                 seen.append(json.loads((directory / "progress.json").read_text()))
@@ -272,8 +274,12 @@ def test_it_tells_how_far_it_is(warm: Warm, registry: Registry, tmp_path: Path) 
 
     looking = threading.Thread(target=look)
     looking.start()
+    before = os.umask(0o077)
     warm("svc/app:1", bytes_per_second=200_000, progress=str(directory))
+    os.umask(before)
     looking.join()
+    # The action plugin reads it without becoming root.
+    assert modes == {0o755, 0o644}
     total = sum(map(len, image.blobs.values()))
     assert {state["bytes"] for state in seen} <= {0, total} and [state["bytes_done"] for state in seen] == sorted(state["bytes_done"] for state in seen)
     assert any(0 < state["bytes_done"] < total and state["images_done"] == 0 for state in seen)

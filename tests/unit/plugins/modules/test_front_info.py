@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 import yaml
@@ -46,7 +46,8 @@ backend dead
 """)
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")], stdout=log, stderr=log)
-    until(lambda: listens(port))
+    # The socket gets its name when all else listens.
+    until(lambda: listens(port) and (tmp_path / "admin.sock").exists())
     # A server is up until its first check has failed.
     until(lambda: all(each["check"] and each["check"]["result"] in ("L7OK", "L4CON") for each in servers(ask(path, SERVERS))))
     yield port, path
@@ -64,7 +65,14 @@ def test_figures_of_a_running_front(front: tuple[int, str], registry: Registry, 
         connection.request("GET", target)
         connection.getresponse().read()
         connection.close()
-    result = run_module(front_info.main, socket=path, _ansible_check_mode=True)
+    results: list[dict[str, Any]] = []
+
+    def is_between_checks() -> bool:
+        results.append(run_module(front_info.main, socket=path, _ansible_check_mode=True))
+        return bool(results[-1]["upstreams"][0]["check"]["status"])
+
+    until(is_between_checks)
+    result = results[-1]
     assert not result.get("failed") and result["changed"] is False
     assert 0 <= result["counting_seconds"] < 60
     central, dead = result["upstreams"]
