@@ -29,7 +29,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     choose,
     parse_manifest,
 )
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, ImageReferenceError, is_digest, parse_image_reference
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, is_digest, parse_references
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 
@@ -409,20 +409,6 @@ def warm(
             return warming.run(telling.tell)
         finally:
             telling.close()
-
-
-def parse_references(images: Iterable[str]) -> dict[str, ImageReference]:
-    """The references by what was written, each once. Raises RegistryFleetError that names all that are none."""
-    found: dict[str, ImageReference] = {}
-    problems = []
-    for name in images:
-        try:
-            found[name] = parse_image_reference(name, default_domain="")
-        except ImageReferenceError as error:
-            problems.append(str(error))
-    if problems:
-        raise RegistryFleetError("\n".join(problems))
-    return found
 
 
 class Progress:
