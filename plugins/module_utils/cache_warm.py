@@ -417,12 +417,15 @@ class Progress:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         if directory:
+            # Who looks on is another user.
+            before = os.umask(0o022)
             try:
-                # Whoever was faster could lead the file elsewhere; so it must not be there yet. Who looks on is another user, whatever the umask.
+                # Whoever was faster could lead the file elsewhere; so it must not be there yet.
                 os.mkdir(directory)
-                os.chmod(directory, 0o755)
             except OSError:
                 self._directory = ""
+            finally:
+                os.umask(before)
 
     def tell(self, state: dict[str, Any]) -> None:
         if not self._directory:

@@ -268,7 +268,7 @@ def _ask(mirror: Mirror, client: HttpClient, login: tuple[str, str]) -> None:
             mirror.why_not = f"{where} asks for a login{', and refuses this one' if login[0] else remedy}."
             return
         if mirror.status != 200 or kind == "text/html":
-            why = in_quotes(body) or "nothing"
+            why = in_quotes(body, login[1], headers.get("Authorization", "").partition(" ")[2]) or "nothing"
             mirror.why_not = f"{where} answers {mirror.status} for /v2/, {kind}, and says {why}: it is out of service, refuses this host, or is no mirror."
             return
         began = time.monotonic()
