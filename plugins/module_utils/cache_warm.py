@@ -29,7 +29,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     choose,
     parse_manifest,
 )
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, ImageReferenceError, is_digest, parse_image_reference
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, is_digest, parse_references
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 
@@ -411,32 +411,21 @@ def warm(
             telling.close()
 
 
-def parse_references(images: Iterable[str]) -> dict[str, ImageReference]:
-    """The references by what was written, each once. Raises RegistryFleetError that names all that are none."""
-    found: dict[str, ImageReference] = {}
-    problems = []
-    for name in images:
-        try:
-            found[name] = parse_image_reference(name, default_domain="")
-        except ImageReferenceError as error:
-            problems.append(str(error))
-    if problems:
-        raise RegistryFleetError("\n".join(problems))
-    return found
-
-
 class Progress:
     """Tells how far it is in a directory of its own, which nobody else writes to; what can't be told is no fault of the run."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         if directory:
+            # Who looks on is another user.
+            before = os.umask(0o022)
             try:
-                # Whoever was faster could lead the file elsewhere; so it must not be there yet. Who looks on is another user, whatever the umask.
+                # Whoever was faster could lead the file elsewhere; so it must not be there yet.
                 os.mkdir(directory)
-                os.chmod(directory, 0o755)
             except OSError:
                 self._directory = ""
+            finally:
+                os.umask(before)
 
     def tell(self, state: dict[str, Any]) -> None:
         if not self._directory:

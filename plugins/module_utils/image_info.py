@@ -21,7 +21,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     choose,
     parse_platform,
 )
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, parse_image_reference
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReference, parse_references
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 
 # Far below what an edge lets one client do at the same time.
@@ -118,7 +118,7 @@ def image_info(
     ``upstream`` and each of ``caches`` are arguments of RegistryClient, with ``name`` and ``may_fill`` beside them for a cache; ``waiting``
     are its time-outs and retries. Raises RegistryFleetError for what is wrong with the arguments; what a registry does is told.
     """
-    references = [parse_image_reference(image, default_domain="") for image in images]
+    references = parse_references(images)
     wanted = check_platforms(platforms)
     names = [str(cache["name"]) for cache in caches]
     for name in names:
@@ -133,7 +133,7 @@ def image_info(
             client = stack.enter_context(RegistryClient(**given, **waiting, only_if_cached=not may_fill))
             asked.append(_Cache(cache["name"], may_fill, client))
         pool = stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
-        return _Inquiry(pool, references, wanted, source, asked).report(images, details, artifacts)
+        return _Inquiry(pool, [references[image] for image in images], wanted, source, asked).report(images, details, artifacts)
 
 
 class _Inquiry:

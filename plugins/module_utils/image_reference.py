@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Iterable
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 
@@ -100,6 +101,20 @@ def parse_image_reference(text: str, default_domain: str = DOCKER_HUB) -> ImageR
     if len(path) > MAX_PATH_LENGTH:
         raise refuse(f"its path has {len(path)} characters, {MAX_PATH_LENGTH} is the limit")
     return ImageReference(domain, path, tag, digest)
+
+
+def parse_references(images: Iterable[str]) -> dict[str, ImageReference]:
+    """The references by what was written, each once; without a domain where none was. Raises ImageReferenceError that names all that are none."""
+    found: dict[str, ImageReference] = {}
+    problems = []
+    for name in images:
+        try:
+            found[name] = parse_image_reference(name, default_domain="")
+        except ImageReferenceError as error:
+            problems.append(str(error))
+    if problems:
+        raise ImageReferenceError("\n".join(problems))
+    return found
 
 
 def _split_domain(name: str, default_domain: str) -> tuple[str, str]:

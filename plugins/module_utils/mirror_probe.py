@@ -30,7 +30,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.certificate i
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.daemon_json import UNSET, DaemonConfigError, Document, read
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.docker_host import DockerApi, DockerError, DockerHost, keys_set_by
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient, RegistryError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient, RegistryError, in_quotes
 
 REPOSITORY, TAG = "mirrorfleet-edge/canary", "1"
 # The annotation of the canary's index and the label of its image.
@@ -260,7 +260,7 @@ def _ask(mirror: Mirror, client: HttpClient, login: tuple[str, str]) -> None:
     where = f"{mirror.url} ({mirror.address})"
     with contextlib.closing(client):
         with client.get(f"{mirror.url}/v2/", headers) as answer:
-            answer.read(_MAX_BYTES)
+            body = answer.read(_MAX_BYTES)
             mirror.reachable, mirror.status = True, answer.status
             kind = answer.headers.get_content_type()
         if mirror.status == 401:
@@ -268,7 +268,8 @@ def _ask(mirror: Mirror, client: HttpClient, login: tuple[str, str]) -> None:
             mirror.why_not = f"{where} asks for a login{', and refuses this one' if login[0] else remedy}."
             return
         if mirror.status != 200 or kind == "text/html":
-            mirror.why_not = f"{where} answers {mirror.status} and {kind} for /v2/: something other than a mirror answers there, or it refuses this host."
+            why = in_quotes(body, login[1], headers.get("Authorization", "").partition(" ")[2]) or "nothing"
+            mirror.why_not = f"{where} answers {mirror.status} for /v2/, {kind}, and says {why}: it is out of service, refuses this host, or is no mirror."
             return
         began = time.monotonic()
         with client.get(f"{mirror.url}/v2/{REPOSITORY}/manifests/{TAG}", {**headers, "Accept": _INDEX}) as answer:

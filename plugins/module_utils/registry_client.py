@@ -332,7 +332,7 @@ class RegistryClient:
                 return ""
             if not is_digest(digest):
                 # Distribution may be writing it down just now.
-                why = f"the answer is no digest: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+                why = f"the answer is no digest: it is {content_type or 'of no type'} and says {in_quotes(body) or 'nothing'}"
                 raise RegistryError(url, why, _JOURNAL, 200, temporary=not body)
             return digest
 
@@ -445,7 +445,7 @@ class RegistryClient:
             except (ValueError, LookupError, TypeError, RecursionError):
                 names = None
             if not isinstance(names, list):
-                why = f"the answer holds no {key}: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+                why = f"the answer holds no {key}: it is {content_type or 'of no type'} and says {in_quotes(body) or 'nothing'}"
                 raise RegistryError(url, why, _NO_REGISTRY, 200)
             for name in names:
                 # They become parts of URLs.
@@ -560,10 +560,8 @@ class RegistryClient:
         return token
 
     def _failure(self, url: str, answer: Answer, body: bytes) -> RegistryError:
-        said, status = _quote(body), answer.status
-        # A registry that repeats what it was sent must not bring a secret into a log.
-        for secret in (self._password, self._basic[len("Basic "):], *(value.partition(" ")[2] for value in self._authorization.values())):
-            said = said.replace(secret, "***") if secret else said
+        sent = [value.partition(" ")[2] for value in (self._basic, *self._authorization.values())]
+        said, status = in_quotes(body, self._password, *sent), answer.status
         why = f"{status} {http.client.responses.get(status, '')}".strip() + (f", and says {said}" if said else "")
         retry_after = parse_retry_after(answer.headers.get("Retry-After", ""), datetime.now(timezone.utc))
         if retry_after is not None and retry_after > _LONGEST_WAIT:
@@ -639,7 +637,7 @@ def _parse(url: str, body: bytes, content_type: str) -> Manifest:
     try:
         return parse_manifest(body, content_type)
     except ManifestError as error:
-        why = f"the answer is no manifest, {error}: it is {content_type or 'of no type'} and says {_quote(body) or 'nothing'}"
+        why = f"the answer is no manifest, {error}: it is {content_type or 'of no type'} and says {in_quotes(body) or 'nothing'}"
         raise RegistryError(url, why, _NO_REGISTRY, 200) from None
 
 
@@ -719,12 +717,17 @@ def _errors_of(url: str, late: str) -> Iterator[None]:
         raise error(f"{fault.strerror or fault}", "Check this host's way to it.") from None
 
 
-def _quote(body: bytes) -> str:
-    """What the answer says, short enough for an error message: the registry's own errors, else its text without markup."""
+def in_quotes(body: bytes, *secrets: str) -> str:
+    """What the answer says, short enough for an error message: the registry's own errors, else its text without markup.
+
+    A registry that repeats what it was sent must not bring a secret into a log.
+    """
     text = body.decode("utf-8", "replace")
     try:
         text = "; ".join(f"{error.get('message') or ''} ({error['code']})".strip() for error in json.loads(text)["errors"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         text = re.sub(r"(?is)<(script|style).*?</\1>|<[^>]*>", " ", text)
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
     return f'"{text[:300]}{"…" if len(text) > 300 else ""}"' if text else ""

@@ -70,7 +70,9 @@ options:
 notes:
   - The stores belong to a system user, so the module needs C(become).
 seealso:
-  - module: mirrorfleet.registry.mirror_pull
+  - module: mirrorfleet.registry.image_info
+  - module: mirrorfleet.registry.cache_evict
+  - module: mirrorfleet.registry.cache_scrub
 """
 
 EXAMPLES = r"""

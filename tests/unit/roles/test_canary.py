@@ -311,7 +311,7 @@ def test_a_mirror_that_is_none(docker: Docker, probe: RunModule, serve: Serve) -
     page = serve(lambda path: answer(200, b"<html>Welcome to nginx!</html>", Content_Type="text/html"))
     older = serve(lambda path: answer(200, b"{}", Content_Type="application/json") if path == "/v2/" else answer(404))
     refusing = serve(lambda path: answer(403, b"{}", Content_Type="application/json"))
-    for server, said in ((page, "answers 200 and text/html"), (older, "has no canary, it answers 404"), (refusing, "answers 403")):
+    for server, said in ((page, "answers 200 for /v2/, text/html"), (older, "has no canary, it answers 404"), (refusing, "answers 403")):
         docker.reload(**{"registry-mirrors": [server.url]})
         result = probe()
         assert result["uses_mirror"] is False and said in result["why_not"], result

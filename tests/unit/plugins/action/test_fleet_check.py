@@ -306,7 +306,7 @@ def value_of_a_role(fleet_: Fleet) -> tuple[str, ...]:
     fleet_.vars["d1.lima"] = {"docker_mirror_restart": "maybe"}
     fleet_.all.update(mirror_edge_tls="letsencrypt", mirror_edge_private_key="{{ vault_edge_key }}", pull_through_cache_guard_scrub_bytes_per_second="fast")
     return (
-        "group all: pull_through_cache_guard_scrub_bytes_per_second: 'fast': write a number of bytes, like 50M.",
+        "group mirrors: pull_through_cache_guard_scrub_bytes_per_second: 'fast': write a number of bytes, like 50M.",
         "host d1.lima: docker_mirror_restart: 'maybe': write true or false.",
         "group all: mirror_edge_tls: 'letsencrypt': write ca, given or none.",
         "group mirrors: mirror_edge_private_key: has no value ('vault_edge_key' is undefined). Define it.",

@@ -567,6 +567,10 @@ class TestCredentials:
         with RegistryClient(server.url, username="reader", password=PASSWORD) as client:
             error = failure_of(client)
         assert "bad Basic *** ***" in str(error)
+        # Nor a part of it, where what is said is cut.
+        server = serve(lambda _path: answer(401, b"x" * 295 + PASSWORD.encode(), WWW_Authenticate="Basic"))
+        with RegistryClient(server.url, username="reader", password=PASSWORD) as client:
+            assert PASSWORD[:4] not in str(failure_of(client))
 
     def test_an_expired_token_is_fetched_anew(self, serve: Serve) -> None:
         tokens = serve(lambda _path: answer(200, json.dumps({"access_token": f"token{len(tokens.requests)}"}).encode()))
