@@ -7,6 +7,7 @@ answers what a broken one would."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import gzip
 import hashlib
@@ -15,6 +16,7 @@ import io
 import ipaddress
 import json
 import os
+import random
 import shutil
 import socket
 import socketserver
@@ -53,9 +55,12 @@ def digest_of(content: bytes) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ephemeral ones, of which another program may be given one in the meantime."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(20000, 32000)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def layer_of(files: dict[str, bytes]) -> bytes:
