@@ -110,7 +110,9 @@ def publish(publisher: Publisher, images: dict[str, Layers], layers: dict[tuple[
 
 
 def layer(seed: int, size: int) -> tuple[str, bytes]:
-    content = random.Random(seed).randbytes(size)
+    # The most that randbytes gives at once is 256 MB.
+    chosen = random.Random(seed)
+    content = b"".join(chosen.randbytes(min(MEGA, size - start)) for start in range(0, size, MEGA))
     return digest_of(content), content
 
 

@@ -79,7 +79,11 @@ def render(directory: Path, roles: Sequence[str], variables: Mapping[str, Any]) 
                 content = f"{{{{ lookup('ansible.builtin.template', '{name}.yml.j2') | from_yaml | to_json }}}}"
                 tasks.append({"ansible.builtin.copy": {"content": content, "dest": str(directory / role / f"{name}.json"), "mode": "0600"}})
         defaults = [str(home / name / "main.yml") for name in ("defaults", "vars")]
-        play = [{"hosts": "localhost", "gather_facts": False, "vars_files": [*defaults, str(directory / "variables.json")], "tasks": tasks}]
+        # Ansible knows role_path where a role runs.
+        play = [{
+            "hosts": "localhost", "gather_facts": False, "vars": {"role_path": str(home)},
+            "vars_files": [*defaults, str(directory / "variables.json")], "tasks": tasks,
+        }]
         (directory / role / "play.yml").write_text(json.dumps(play))
         # A play looks for templates beside itself.
         (directory / role / "templates").symlink_to(home / "templates")

@@ -321,6 +321,8 @@ class Ours(Setup):
             "__haproxy_front_run": str(home / "run"),
             "__fetch_coalescer_config": str(home / "config/coalescer"),
             "__pull_through_cache_config": str(home / "config/cache"),
+            "__pull_through_cache_guard_lib": str(home / "guard"),
+            "pull_through_cache_guard_metrics": str(home / "metrics"),
             "__mirror_edge_config": str(home / "config/edge"),
             "__mirror_edge_work": str(home / "edge"),
             "__mirror_edge_logs": str(home / "logs"),
