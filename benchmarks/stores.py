@@ -1,7 +1,8 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a large store is read: cache_info against the API of a real distribution, and cache_scrub against disk and processor.
+"""How fast a large store is read: cache_info from the files against the API of a real distribution, cache_info over the API against curl, and
+cache_scrub against disk and processor.
 
 usage: PYTHONPATH=.collections .venv/bin/python benchmarks/stores.py info [REPOSITORIES IMAGES BLOBS]     default 200 2000 100000
        PYTHONPATH=.collections .venv/bin/python benchmarks/stores.py scrub [MEGABYTES]                    default 4096
@@ -28,7 +29,8 @@ import time
 from pathlib import Path
 from typing import Any, Iterator
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import report_cache
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_api import report_registry
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import Filter, report_cache
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store, open_unnoticed
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
 
@@ -106,6 +108,17 @@ def ask(port: int, names: list[tuple[str, str]]) -> float:
     return time.monotonic() - began
 
 
+def one_by_one(port: int, names: list[tuple[str, str]]) -> float:
+    """Seconds to get what cache_info asks the API for, with one curl after the other."""
+    base = f"http://127.0.0.1:{port}/v2"
+    targets = ["_catalog", *(f"{repository}/tags/list" for repository in sorted({repository for repository, _tag in names}))]
+    targets += [f"{repository}/manifests/{tag}" for repository, tag in names]
+    began = time.monotonic()
+    for target in targets:
+        subprocess.run(["curl", "--silent", "--fail", "--header", f"Accept: {OCI}.manifest.v1+json", f"{base}/{target}"], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
 def registry(root: Path) -> tuple[subprocess.Popen[bytes], int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -133,10 +146,17 @@ def info(directory: Path, repositories: int, images: int, blobs: int) -> dict[st
     process, port = registry(directory / "store")
     try:
         api = min(ask(port, names) for _number in range(2))
+        curl = one_by_one(port, names)
+        began = time.monotonic()
+        assert report_registry(Filter(), url=f"http://127.0.0.1:{port}")["counts"]["tags"] == len(names)
+        over_api = time.monotonic() - began
     finally:
         process.terminate()
         process.wait(10)
-    return {**best, "api_seconds": round(api, 3), "times_faster": round(api / best["seconds"], 1)}
+    return {
+        **best, "api_seconds": round(api, 3), "times_faster": round(api / best["seconds"], 1),
+        "over_api_seconds": round(over_api, 3), "curl_seconds": round(curl, 3), "over_api_times_faster": round(curl / over_api, 1),
+    }
 
 
 def report(path: str) -> dict[str, Any]:
