@@ -43,7 +43,7 @@ lab: $(VENV)/ready lab-inventory
 
 lab-destroy: $(VENV)/ready lab-inventory
 	@$(VENV)/bin/ansible-playbook -i .lab/inventory lab/destroy.yml
-	@docker image ls --quiet mirrorfleet-lab/host | xargs --no-run-if-empty docker image rm --force >/dev/null
+	@cat .lab/images/host-* 2>/dev/null | xargs --no-run-if-empty docker image rm >/dev/null || echo 'An image of the lab is in use elsewhere, and stays'
 	@if [ -e .lab/dockerd.pid ]; then echo 'Docker: stopping the daemon that make started'; kill "$$(cat .lab/dockerd.pid)" || true; fi
 	@rm -rf .lab
 
