@@ -22,7 +22,7 @@ from typing import Any, Iterator
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_warm import PROGRESS_FILE
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_warm import PROGRESS_FILE, PROGRESS_PREFIX
 
 # "SECONDS PATH": how often to say how far it is, and the datagram socket to say it to.
 LISTENER = "MIRRORFLEET_WARM_PROGRESS"
@@ -42,7 +42,7 @@ class ActionModule(ActionBase):
         # A task with async has returned long before its module is done.
         if listener and not self._task.async_val and not arguments.get("progress"):
             # In a directory that all may write to, so nobody may know the name before it is there.
-            arguments["progress"] = f"/tmp/mirrorfleet-warm-{uuid.uuid4().hex}"
+            arguments["progress"] = f"/tmp/{PROGRESS_PREFIX}{uuid.uuid4().hex}"
             seconds, _space, path = listener.partition(" ")
             host = str((task_vars or {}).get("inventory_hostname", ""))
             with self._telling(host, os.path.join(arguments["progress"], PROGRESS_FILE), float(seconds), path):

@@ -125,7 +125,7 @@ def report_cache(name: str, path: str, debug_url: str = "", wanted: Filter = Fil
     proxy, proxy_unknown = _proxy_figures(debug_url)
     return {
         "name": name,
-        "path": path,
+        "path": store.path,
         "repositories": repositories,
         "counts": {
             "repositories": len(repositories),

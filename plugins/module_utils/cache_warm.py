@@ -10,6 +10,8 @@ distribution fetch it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -25,6 +27,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     Descriptor,
     Manifest,
     ManifestError,
+    PlatformError,
     check_platforms,
     choose,
     parse_manifest,
@@ -34,6 +37,8 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_clie
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 
 PROGRESS_FILE = "progress.json"
+# Of a directory that nobody keeps: what a run left that was killed, the next one removes.
+PROGRESS_PREFIX = "mirrorfleet-progress-"
 # Manifests are small: what they cost is the way, not the link.
 _MANIFESTS_AT_ONCE = 8
 # Distribution 2.8 stores beside serving, and commits soon after the last byte was sent.
@@ -158,6 +163,7 @@ class Warming:
         except _Left:
             pass
         except RegistryFleetError as error:
+            image.platforms_missing = error.platforms_missing if isinstance(error, PlatformError) else []
             image.errors.append(self._noted(error))
         image.resolving = time.monotonic() - began
 
@@ -422,10 +428,13 @@ class Progress:
             try:
                 # Whoever was faster could lead the file elsewhere; so it must not be there yet.
                 os.mkdir(directory)
+                # It is released with its process, however that ends.
+                self._lock = _lock_of(directory)
             except OSError:
                 self._directory = ""
             finally:
                 os.umask(before)
+            _remove_left_behind(os.path.dirname(directory))
 
     def tell(self, state: dict[str, Any]) -> None:
         if not self._directory:
@@ -442,6 +451,29 @@ class Progress:
     def close(self) -> None:
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
+            os.close(self._lock)
+
+
+def _lock_of(directory: str) -> int:
+    """A descriptor that has the lock of a directory. Raises OSError where another process has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_left_behind(parent: str) -> None:
+    """Remove the directories of this user's runs that are no more."""
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.name.startswith(PROGRESS_PREFIX) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    lock = _lock_of(entry.path)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    os.close(lock)
 
 
 def failure(report: dict[str, Any], fail_on: str) -> str:

@@ -3,30 +3,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps a mirror host's disk from filling and its stores sound. One call is one run; systemd calls it every minute.
 
-A run that is killed anywhere leaves stores that are served right, and files that are the old ones or the new ones.
+A run that is killed anywhere leaves stores that are served right, and files that are the old ones or the new ones. A store that can't be
+read or changed stops none of the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Collection, Iterator, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, FileSystem, evict
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import COUNTERS, SAMPLES, STATE, Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, DRAINED, is_drained, locked, save
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import DIRECTORY, DRAINED, LockedError, is_drained, locked, save
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_uploads import purge_uploads
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 METRICS = "mirrorfleet_guard.prom"
 _HOUR, _DAY = 3600.0, 86400.0
 _LOCK_SECONDS = 10.0
+# Of all stores together: what else the guard does comes around soon again.
+_SCRUB_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,40 +68,66 @@ class Guard:
         self._settings = settings
         self._figures = {name: Figures.of(path) for name, path in settings.caches.items()}
         self._errors = 0
+        self._broken: set[str] = set()
+        self._to_scrub = [name for name, figures in self._figures.items() if figures.scrub_owed or _is_due(figures)]
 
     def run(self) -> int:
         """One run: what it did goes to standard output, a line each. 0 if all went well."""
-        for names in self._by_file_system():
+        disks = self._by_file_system()
+        for names in disks:
             self._make_room(names)
-            for name in names:
-                self._drain_or_return(name)
-        for name in self._settings.caches:
-            self._scrub(name)
-            self._keep(name)
-        self._write_metrics()
-        self._say(", ".join(f"{name} {self._used(path):.1f} % used" for name, path in self._settings.caches.items()))
+        there = [name for names in disks for name in names]
+        for work in (self._drain_or_return, self._scrub, self._keep):
+            for name in there:
+                with self._alone(name):
+                    work(name)
+        self._write_metrics(there)
+        self._say(", ".join(self._in_use(name) for name in self._settings.caches))
         return 1 if self._errors else 0
 
     def _by_file_system(self) -> list[list[str]]:
         found: dict[int, list[str]] = {}
         for name, path in self._settings.caches.items():
-            found.setdefault(os.stat(path).st_dev, []).append(name)
+            with self._alone(name):
+                found.setdefault(os.stat(Store(path).root).st_dev, []).append(name)
         return list(found.values())
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """What goes wrong with a store is told, and stops no other. One that others are changing is not broken."""
+        try:
+            yield
+        except LockedError as error:
+            self._fail(str(error))
+        except (RegistryFleetError, OSError) as error:
+            self._broken.add(name)
+            self._fail(f"{name}: {error}")
+
+    def _in_use(self, name: str) -> str:
+        if name in self._broken:
+            return f"{name} broken"
+        return f"{name} {self._used(self._settings.caches[name]):.1f} % used"
 
     def _used(self, path: str) -> float:
         return FileSystem.of(path).used_percent
 
     def _make_room(self, names: Sequence[str]) -> None:
+        # The caches of a file system are one heap. What goes wrong with one of them is told below, and the others make room.
+        with contextlib.suppress(RegistryFleetError, OSError):
+            if len(names) > 1:
+                self._evict(names)
+                return
+        for name in names:
+            with self._alone(name):
+                self._evict([name])
+
+    def _evict(self, names: Sequence[str]) -> None:
         caches = [(name, self._settings.caches[name]) for name in names]
         used = self._used(caches[0][1])
         if used <= self._settings.high_percent:
             return
         criteria = Criteria(free_percent=100 - self._settings.low_percent, pinned=self._settings.pinned, grace=self._settings.grace)
-        try:
-            outcomes = evict(caches, criteria, "the guard", _LOCK_SECONDS)
-        except RegistryFleetError as error:
-            self._fail(str(error))
-            return
+        outcomes = evict(caches, criteria, "the guard", _LOCK_SECONDS)
         for outcome in outcomes:
             counters = self._figures[outcome.name].counters
             counters["evicted_images"] += len(outcome.evicted)
@@ -120,28 +150,27 @@ class Guard:
             self._say(f"{name}: {used:.1f} % used: in service again")
 
     def _scrub(self, name: str) -> None:
-        """An hour's share of the store, once an hour."""
+        """An hour's share of the store, once an hour; what a run has no time for, the next ones read."""
         path, figures, now = self._settings.caches[name], self._figures[name], time.time()
-        # A clock that was set back begins anew.
-        if 0 <= now - figures.scrubbed_at < _HOUR:
+        if name not in self._to_scrub:
             return
-        try:
-            store = Store(path)
-            with locked(store.root, "the guard", _LOCK_SECONDS):
+        store = Store(path)
+        with locked(store.root, "the guard", _LOCK_SECONDS) as lock:
+            if _is_due(figures):
                 figures.store_bytes = sum(store.blobs().values())
                 figures.counters["purged_uploads"] += len(purge_uploads(store, self._settings.upload_age))
                 share = int(figures.store_bytes * self._settings.scrub_percent / 100 * _HOUR / _DAY)
-                budget = Budget(
-                    max_bytes=max(share, 1) if self._settings.scrub_percent else 0,
-                    bytes_per_second=self._settings.scrub_bytes_per_second,
-                    # Room is more urgent.
-                    stop=lambda: self._used(path) > self._settings.high_percent,
-                )
-                result = scrub(store, budget)
-        except RegistryFleetError as error:
-            self._fail(str(error))
-            return
-        figures.scrubbed_at = now
+                figures.scrub_owed, figures.scrubbed_at = max(share, 1) if self._settings.scrub_percent else 0, now
+            budget = Budget(
+                max_seconds=_SCRUB_SECONDS / len(self._to_scrub),
+                max_bytes=figures.scrub_owed,
+                bytes_per_second=self._settings.scrub_bytes_per_second,
+                # Room is more urgent.
+                stop=lambda: self._used(path) > self._settings.high_percent,
+            )
+            result = scrub(store, budget, give_way=lock.give_way)
+        # Where nothing could be read, nothing is owed.
+        figures.scrub_owed = max(0, figures.scrub_owed - result.bytes) if result.blobs else 0
         figures.turned_at = now if result.complete else figures.turned_at
         for counter, count in (("scrubbed_blobs", result.blobs), ("scrubbed_bytes", result.bytes), ("scrub_findings", len(result.findings))):
             figures.counters[counter] += count
@@ -159,11 +188,13 @@ class Guard:
         if problem:
             self._fail(problem)
 
-    def _write_metrics(self) -> None:
-        lines = metrics_text(
-            {name: (figures, FileSystem.of(path), is_drained(path)) for (name, figures), path in zip(self._figures.items(), self._settings.caches.values())},
-            self._errors, time.time(),
-        )
+    def _write_metrics(self, there: Sequence[str]) -> None:
+        caches: dict[str, tuple[Figures, FileSystem, bool]] = {}
+        for name in there:
+            path = self._settings.caches[name]
+            with self._alone(name):
+                caches[name] = self._figures[name], FileSystem.of(path), is_drained(path)
+        lines = metrics_text(caches, self._broken, self._errors, time.time())
         path = os.path.join(self._settings.metrics, METRICS)
         try:
             # A name that the collector does not read. It is another user, whatever the umask here.
@@ -183,15 +214,23 @@ class Guard:
         _write(text)
 
 
+def _is_due(figures: Figures) -> bool:
+    """Whether it is time for an hour's share. A clock that was set back begins anew."""
+    return not 0 <= time.time() - figures.scrubbed_at < _HOUR
+
+
 def _write(line: str) -> None:
     """To the journal, by way of systemd."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def metrics_text(caches: dict[str, tuple[Figures, FileSystem, bool]], errors: int, now: float) -> str:
-    """Prometheus' text format: name -> (figures, its file system, whether out of service)."""
+def metrics_text(caches: dict[str, tuple[Figures, FileSystem, bool]], broken: Collection[str], errors: int, now: float) -> str:
+    """Prometheus' text format. caches: name -> (figures, its file system, whether out of service); broken: with which something went wrong."""
     rows: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("broken", "gauge", "1 where the store could not be read or changed. The journal says why.", {
+            **dict.fromkeys(caches, 0), **dict.fromkeys(sorted(broken), 1)
+        }),
         ("store_size_bytes", "gauge", "Bytes of all blobs of the store, an hour old at most.", {name: row[0].store_bytes for name, row in caches.items()}),
         ("filesystem_size_bytes", "gauge", "Bytes of the file system, but those kept for root.", {name: row[1].total for name, row in caches.items()}),
         ("filesystem_free_bytes", "gauge", "Bytes of it that are free.", {name: row[1].free for name, row in caches.items()}),

@@ -17,6 +17,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
     Descriptor,
     Manifest,
     ManifestError,
+    PlatformError,
     check_platforms,
     choose,
     parse_platform,
@@ -58,6 +59,7 @@ class _Image:
 
     descriptor: Descriptor
     platforms: list[_Platform]
+    platforms_missing: list[str] = field(default_factory=list)
     attestations: list[Descriptor] = field(default_factory=list)
 
     @property
@@ -235,15 +237,16 @@ def _load(client: RegistryClient, repository: str, target: str, platforms: Seque
         return _Image(top, [_Platform(_platform(client, repository, manifest), top, manifest)])
     offered = [_Platform(item.platform, item) for item in manifest.manifests if not _is_attestation(item)]
     try:
-        chosen = {item.digest for item in choose([each.descriptor for each in offered], platforms)[0]}
-    except ManifestError as error:
-        raise ManifestError(f"{client.url} has it, but {error}") from None
+        items, missing = choose([each.descriptor for each in offered], platforms)
+    except PlatformError as error:
+        raise PlatformError(f"{client.url} has it, but {error}", error.platforms_missing) from None
+    chosen = {item.digest for item in items}
     for each in offered:
         if each.descriptor.digest in chosen:
             each.manifest = client.manifest(repository, each.descriptor.digest)[0]
             if each.manifest.is_index:
                 raise ManifestError(f"{client.url}: what the index names for {each.name} is an index again, which no engine pulls.")
-    return _Image(top, offered, [item for item in manifest.manifests if _is_attestation(item)])
+    return _Image(top, offered, missing, [item for item in manifest.manifests if _is_attestation(item)])
 
 
 def _is_attestation(item: Descriptor) -> bool:
@@ -286,7 +289,9 @@ def kind_of(artifact_type: str) -> str:
 def _report_image(image: _Image | RegistryFleetError | None, details: bool) -> dict[str, Any]:
     if not isinstance(image, _Image):
         return {
-            "digest": None, "media_type": None, "size": None, "platforms": [], "unknown": "no upstream was given" if image is None else str(image),
+            "digest": None, "media_type": None, "size": None, "platforms": [],
+            "platforms_missing": image.platforms_missing if isinstance(image, PlatformError) else [],
+            "unknown": "no upstream was given" if image is None else str(image),
         }
     platforms = []
     for each in image.platforms:
@@ -304,6 +309,7 @@ def _report_image(image: _Image | RegistryFleetError | None, details: bool) -> d
         "media_type": image.descriptor.media_type,
         "size": sum(part.size for part in image.parts.values()),
         "platforms": platforms,
+        "platforms_missing": image.platforms_missing,
         "unknown": "",
     }
 

@@ -45,6 +45,14 @@ class ManifestError(RegistryFleetError):
     """The bytes are no manifest, or none that an image is pulled by."""
 
 
+class PlatformError(ManifestError):
+    """An image is made for none of the platforms that are wanted, which are its ``platforms_missing``."""
+
+    def __init__(self, message: str, platforms_missing: list[str]) -> None:
+        super().__init__(message)
+        self.platforms_missing = platforms_missing
+
+
 @dataclass(frozen=True)
 class Descriptor:
     """What a manifest says of a blob or of another manifest; ``size`` in bytes, ``platform`` like ``linux/arm/v7`` or empty.
@@ -120,7 +128,7 @@ def check_platforms(platforms: Iterable[str]) -> list[str]:
 
 
 def choose(manifests: Sequence[Descriptor], platforms: Sequence[str]) -> tuple[list[Descriptor], list[str]]:
-    """An index's manifests for the platforms, each once, and the platforms that it has none for. Raises ManifestError if it has none at all."""
+    """An index's manifests for the platforms, each once, and the platforms that it has none for. Raises PlatformError if it has none at all."""
     chosen: dict[str, Descriptor] = {item.digest: item for item in manifests if ALL_PLATFORMS in platforms}
     missing: dict[str, ManifestError] = {}
     for platform in platforms if not chosen else ():
@@ -130,7 +138,7 @@ def choose(manifests: Sequence[Descriptor], platforms: Sequence[str]) -> tuple[l
         except ManifestError as error:
             missing[platform] = error
     if not chosen:
-        raise ManifestError(f"{'; '.join(map(str, missing.values()))}. Set platforms to one of these, or to {ALL_PLATFORMS}.")
+        raise PlatformError(f"{'; '.join(map(str, missing.values()))}. Set platforms to one of these, or to {ALL_PLATFORMS}.", list(missing))
     return list(chosen.values()), list(missing)
 
 

@@ -86,6 +86,8 @@ class Store:
     """
 
     def __init__(self, root: str) -> None:
+        # As it was given, for what is told.
+        self.path = root
         self.root = os.path.realpath(root)
         self.problems: list[Problem] = []
         try:

@@ -160,13 +160,23 @@ def check_patterns(patterns: Iterable[str], option: str) -> None:
             raise RegistryFleetError(f"{option}: {pattern!r} has neither tag nor digest. Write {pattern}:latest for one image, {pattern}[:@]* for all of them.")
 
 
+def exact_names(patterns: Iterable[str]) -> set[str]:
+    """Those of the patterns that mean one image and nothing else."""
+    return {pattern for pattern in patterns if not set("*?[") & set(pattern)}
+
+
+def names_of(image: CachedImage) -> set[str]:
+    """What an image may be called where one is meant: its name, repository@digest, or the digest alone."""
+    return {image.name, f"{image.repository}@{image.digest}", image.digest}
+
+
 def matcher(patterns: Iterable[str]) -> Callable[[CachedImage], bool]:
-    """Whether an image is meant by one of the patterns: by its name, by repository@digest, or by a digest alone."""
-    exact = {pattern for pattern in patterns if not set("*?[") & set(pattern)}
+    """Whether an image is meant by one of the patterns: as one of its names, or as what its name is like."""
+    patterns = list(patterns)
+    exact = exact_names(patterns)
     shell = [pattern for pattern in patterns if pattern not in exact]
 
     def matches(image: CachedImage) -> bool:
-        names = {image.name, f"{image.repository}@{image.digest}", image.digest}
-        return bool(names & exact) or any(fnmatch.fnmatchcase(image.name, pattern) for pattern in shell)
+        return bool(names_of(image) & exact) or any(fnmatch.fnmatchcase(image.name, pattern) for pattern in shell)
 
     return matches

@@ -23,8 +23,10 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog
     ManifestReader,
     RepositoryImages,
     check_patterns,
+    exact_names,
     loose_blob,
     matcher,
+    names_of,
 )
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_removal import is_open, remove_data, remove_link, remove_repository, remove_tag
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import as_owner, locked
@@ -94,7 +96,10 @@ class FileSystem:
 
 @dataclass
 class Outcome:
-    """What happened to a cache's store. evicted: (image, bytes freed); kept: (image, why); bytes_lacking: bytes that a limit still lacks."""
+    """What happened to a cache's store. evicted: (image, bytes freed); kept: (image, why); bytes_lacking: bytes that a limit still lacks.
+
+    absent: images that were meant by their whole name, and are not there
+    """
 
     name: str
     path: str
@@ -103,6 +108,7 @@ class Outcome:
     evicted: list[tuple[CachedImage, int]] = field(default_factory=list)
     kept: list[tuple[CachedImage, str]] = field(default_factory=list)
     bytes_lacking: int = 0
+    absent: set[str] = field(default_factory=set)
 
 
 def evict(caches: Sequence[tuple[str, str]], criteria: Criteria, who: str, lock_timeout: float, check_mode: bool = False) -> list[Outcome]:
@@ -155,7 +161,7 @@ class _Eviction:
             # The blobs last: what has come meanwhile is young, and stays.
             self._files: dict[str, Held] = store.blob_files()
         self.bytes = sum(held.bytes for held in self._files.values())
-        self._outcome = Outcome(name, store.root, self.bytes)
+        self._outcome = Outcome(name, store.path, self.bytes, absent=exact_names(criteria.images))
 
     def candidates(self) -> Iterator[CachedImage]:
         """What may be evicted."""
@@ -163,6 +169,7 @@ class _Eviction:
         noted = self.store.reads_are_noted
         loose = [loose_blob(digest, held, noted) for digest, held in self._files.items() if not self._users[digest]]
         for image in [*self._known, *loose]:
+            self._outcome.absent -= names_of(image)
             if self._criteria.images and not meant(image):
                 continue
             if self._criteria.unused_for is not None and self._now - image.last_used < self._criteria.unused_for:

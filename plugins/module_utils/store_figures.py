@@ -18,12 +18,16 @@ _DAY = 86400.0
 
 @dataclass
 class Figures:
-    """What is known of one cache: .mirrorfleet/guard.json. samples: [seconds since 1970, bytes of its file system in use], the oldest first."""
+    """What is known of one cache: .mirrorfleet/guard.json. samples: [seconds since 1970, bytes of its file system in use], the oldest first.
+
+    scrub_owed: bytes of this hour's share that are still to be read
+    """
 
     samples: list[list[float]] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     store_bytes: int = 0
     scrubbed_at: float = 0.0
+    scrub_owed: int = 0
     turned_at: float = 0.0
 
     @classmethod
@@ -36,6 +40,7 @@ class Figures:
                 {name: int(state["counters"].get(name, 0)) for name in COUNTERS},
                 int(state["store_bytes"]),
                 float(state["scrubbed_at"]),
+                max(0, int(state.get("scrub_owed", 0))),
                 float(state["turned_at"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):

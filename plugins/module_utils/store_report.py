@@ -49,14 +49,13 @@ def evict_report(outcome: Outcome) -> dict[str, Any]:
 def scrub_cache(name: str, path: str, budget: Budget, upload_age: float | None, lock_timeout: float, check_mode: bool) -> tuple[dict[str, Any], str]:
     """Scrub one cache: what cache_scrub documents of it, and why the next run will not know of this one, if so."""
     store = Store(path)
-    with as_owner(store.root), contextlib.ExitStack() as lock:
-        if not check_mode:
-            lock.enter_context(locked(store.root, "cache_scrub", lock_timeout))
+    with as_owner(store.root), contextlib.ExitStack() as stack:
+        lock = None if check_mode else stack.enter_context(locked(store.root, "cache_scrub", lock_timeout))
         uploads = [] if upload_age is None else purge_uploads(store, upload_age, check_mode)
-        result = scrub(store, budget, check_mode)
+        result = scrub(store, budget, check_mode, lock.give_way if lock else lambda: None)
     return {
         "name": name,
-        "path": store.root,
+        "path": store.path,
         "findings": [
             {"kind": each.kind, "path": each.path, "digest": each.digest, "images": list(each.images[:_IMAGES_SHOWN])}
             for each in result.findings[:_FINDINGS_SHOWN]

@@ -29,15 +29,17 @@ _CHUNK_BYTES = 1024 * 1024
 # distribution 2.8 writes manifests and links in place: what is younger may be half written.
 _WRITTEN_SECONDS = 60
 _SAVE_SECONDS = 10.0
+# Whoever waits for the rate looks up so often.
+_STEP_SECONDS = 0.5
 
 EMPTY, TRUNCATED, WRONG, UNREADABLE, BROKEN_LINK, NOTHING = "empty", "truncated", "wrong bytes", "unreadable", "broken link", "link to nothing"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one run may do: seconds and bytes of all blobs, and bytes a second; None for no limit.
+    """How much one run may do: seconds of reading and bytes of all blobs, and bytes a second; None for no limit.
 
-    A blob that was begun is finished, so that a large one is checked at all. ``stop`` is asked between two chunks.
+    A blob that was begun is finished, so that a large one is checked at all. ``stop`` is asked between two chunks and each half second.
     """
 
     max_seconds: float | None = None
@@ -78,17 +80,18 @@ class _StoppedError(Exception):
     """The run is to end within a blob."""
 
 
-def scrub(store: Store, budget: Budget, check_mode: bool = False) -> Scrubbed:
+def scrub(store: Store, budget: Budget, check_mode: bool = False, give_way: Callable[[], None] = lambda: None) -> Scrubbed:
     """Check the links, and blobs as far as the budget goes. The caller holds the store's lock, and is its owner.
 
-    Raises StorageError when something can't be removed.
+    ``give_way`` is called as often as ``stop`` of the budget is asked, and may let others change the store. Raises StorageError when
+    something can't be removed.
     """
-    return _Scrub(store, budget, check_mode).run()
+    return _Scrub(store, budget, check_mode, give_way).run()
 
 
 class _Scrub:
-    def __init__(self, store: Store, budget: Budget, check_mode: bool) -> None:
-        self._store, self._budget, self._check_mode = store, budget, check_mode
+    def __init__(self, store: Store, budget: Budget, check_mode: bool, give_way: Callable[[], None]) -> None:
+        self._store, self._budget, self._check_mode, self._give_way = store, budget, check_mode, give_way
         self._result = Scrubbed()
         self._began = self._saved = time.monotonic()
         manifests = ManifestReader(store)
@@ -142,7 +145,9 @@ class _Scrub:
     def _is_spent(self) -> bool:
         seconds, size = self._budget.max_seconds, self._budget.max_bytes
         return (
-            (seconds is not None and time.monotonic() - self._began >= seconds) or (size is not None and self._result.bytes >= size) or self._budget.stop()
+            (seconds is not None and time.monotonic() - self._reading_since >= seconds)
+            or (size is not None and self._result.bytes >= size)
+            or self._budget.stop()
         )
 
     def _check_blob(self, digest: str) -> None:
@@ -169,13 +174,23 @@ class _Scrub:
             hashing.update(chunk)
             size += len(chunk)
             self._result.bytes += len(chunk)
-            if self._budget.stop():
-                raise _StoppedError
-            if self._budget.bytes_per_second:
-                time.sleep(max(0.0, self._reading_since + self._result.bytes / self._budget.bytes_per_second - time.monotonic()))
+            self._pause()
         if f"{algorithm}:{hashing.hexdigest()}" == digest:
             return ""
         return EMPTY if size == 0 else TRUNCATED if size < self._promised.get(digest, 0) else WRONG
+
+    def _pause(self) -> None:
+        """Until the rate allows to go on."""
+        rate = self._budget.bytes_per_second
+        due = self._reading_since + self._result.bytes / rate if rate else 0.0
+        while True:
+            if self._budget.stop():
+                raise _StoppedError
+            self._give_way()
+            left = due - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, _STEP_SECONDS))
 
     def _remove_blob(self, kind: str, digest: str, held: Held) -> None:
         self._report(kind, self._store.blob_path(digest), digest)
@@ -188,8 +203,9 @@ class _Scrub:
             remove_link(self._store, self._store.layer_path(repository.repository, digest))
             if digest in repository.revisions:
                 remove_link(self._store, self._store.revision_path(repository.repository, digest))
-            for tag, link in repository.tags.items():
-                if link.digest == digest:
+            # As they are now: a pull may have moved one.
+            for tag, now in self._store.tags(repository.repository).items():
+                if now == digest:
                     remove_tag(self._store, repository.repository, tag)
 
     def _check_links(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import time
 from typing import Any, Iterator
@@ -23,6 +24,8 @@ DIRECTORY = ".mirrorfleet"
 DRAINED = "drained"
 _HOLDER = "holder.json"
 _WAIT_SECONDS = 0.1
+# Who changes a store for long lets others have it in between, each time for so long that one who waits notices.
+_TURN_SECONDS, _GAP_SECONDS = 5.0, 2 * _WAIT_SECONDS
 _MAX_STATE_BYTES = 1024 * 1024
 
 
@@ -52,30 +55,51 @@ def as_owner(root: str) -> Iterator[None]:
         os.setgroups(groups)
 
 
+class Lock:
+    """A store's lock while somebody has it. ``directory`` is a descriptor of the store's directory."""
+
+    def __init__(self, directory: int, root: str, who: str) -> None:
+        self._directory, self._root, self._who = directory, root, who
+
+    def take(self, timeout: float) -> None:
+        """Raises LockedError, which names the one that has it, after ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        while not self._is_free():
+            if time.monotonic() >= end:
+                raise LockedError(
+                    f"{self._root}: {_holder(self._root)} changes this store. Try again when it is done, or wait longer: "
+                    f"lock_timeout is {timeout:g} seconds."
+                )
+            time.sleep(_WAIT_SECONDS)
+        self._since = time.monotonic()
+        save(self._root, _HOLDER, {"who": self._who, "pid": os.getpid(), "since": time.time()})
+
+    def give_way(self) -> None:
+        """Now and then, let those who wait have it first. What was read of the store before may have gone afterwards."""
+        if time.monotonic() - self._since < _TURN_SECONDS:
+            return
+        fcntl.flock(self._directory, fcntl.LOCK_UN)
+        time.sleep(_GAP_SECONDS)
+        self.take(math.inf)
+
+    def _is_free(self) -> bool:
+        try:
+            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
 @contextlib.contextmanager
-def locked(root: str, who: str, timeout: float) -> Iterator[None]:
+def locked(root: str, who: str, timeout: float) -> Iterator[Lock]:
     """Be the only one that changes the store. Raises LockedError, which names the one that does, after ``timeout`` seconds."""
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _wait(directory, root, timeout)
-        save(root, _HOLDER, {"who": who, "pid": os.getpid(), "since": time.time()})
-        yield
+        lock = Lock(directory, root, who)
+        lock.take(timeout)
+        yield lock
     finally:
         os.close(directory)
-
-
-def _wait(directory: int, root: str, timeout: float) -> None:
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                raise LockedError(
-                    f"{root}: {_holder(root)} changes this store. Try again when it is done, or wait longer: lock_timeout is {timeout:g} seconds."
-                ) from None
-        time.sleep(_WAIT_SECONDS)
 
 
 def _holder(root: str) -> str:

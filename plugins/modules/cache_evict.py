@@ -99,6 +99,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+absent:
+  description: Those of O(images) that are whole names, and of which none of the caches has anything; there is a warning, too.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 caches:
   description: The caches, in the order given or by name.
   returned: success
@@ -211,14 +217,19 @@ def main() -> None:
             grace=parse_age(wanted["grace"], "grace"),
         )
         caches = names_and_paths(default_caches() if wanted["caches"] is None else wanted["caches"])
-        reports = [evict_report(outcome) for outcome in evict(caches, criteria, "cache_evict", wanted["lock_timeout"], module.check_mode)]
+        outcomes = evict(caches, criteria, "cache_evict", wanted["lock_timeout"], module.check_mode)
     except RegistryFleetError as error:
         module.fail_json(msg=str(error))
+    reports = [evict_report(outcome) for outcome in outcomes]
+    absent = [image for image in wanted["images"] if all(image in outcome.absent for outcome in outcomes)]
+    for image in absent:
+        module.warn(f"images: {image} is in no cache here ({', '.join(name for name, _path in caches)}). If it should be, look up its name by cache_info.")
     for report in reports:
         if report["bytes_lacking"]:
             module.warn(f"{report['name']}: {report['bytes_lacking']} bytes are lacking still; what is left is pinned or in use. `kept` says more.")
     gone = "".join(f"{report['name']}: {each['image']}\n" for report in reports for each in report["evicted"])
-    module.exit_json(changed=any(report["counts"]["evicted"] for report in reports), caches=reports, diff={"before": gone, "after": ""})
+    changed = any(report["counts"]["evicted"] for report in reports)
+    module.exit_json(changed=changed, absent=absent, caches=reports, diff={"before": gone, "after": ""})
 
 
 if __name__ == "__main__":

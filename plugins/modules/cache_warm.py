@@ -113,7 +113,8 @@ attributes:
       - Unless a tag was moved between the runs, or something was evicted.
 notes:
   - It needs no root, only the right to read O(path), which C(root) and the user C(mirrorfleet-cache) have.
-  - A run that is killed leaves nothing behind but the directory O(progress).
+  - A run that is killed leaves nothing behind but the directory O(progress). Where its name begins with C(mirrorfleet-progress-), as that of
+    the callback plugin does, the next run that has one beside it removes it.
 seealso:
   - module: mirrorfleet.registry.cache_info
   - module: mirrorfleet.registry.mirror_pull

@@ -190,6 +190,11 @@ images:
           type: list
           elements: dict
           sample: [{digest: "sha256:7b7bc3e1e5d1f0c2", size: 167772160}]
+    platforms_missing:
+      description: Those of O(platforms) that it is not made for. Nothing of them can be in a cache, and a cache is complete without them.
+      type: list
+      elements: str
+      sample: []
     artifacts:
       description:
         - What is attached to it. That it is there is all this says; no signature is verified. Null when it is not known.
@@ -274,6 +279,8 @@ images:
           sample: ""
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import options
@@ -282,13 +289,13 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_info im
 
 
 def main() -> None:
-    registry = {"url": {"type": "str", "required": True}, **options.REGISTRY, **options.ADDRESS}
-    cache = {"name": {"type": "str", "required": True}, "may_fill": {"type": "bool", "default": False}}
+    registry: dict[str, Any] = {"url": {"type": "str", "required": True}, **options.REGISTRY, **options.ADDRESS}
+    cache: dict[str, Any] = {"name": {"type": "str", "required": True}, "may_fill": {"type": "bool", "default": False}, **registry}
     module = AnsibleModule(
         argument_spec={
             "images": {"type": "list", "elements": "str", "required": True},
             "upstream": {"type": "dict", "options": registry, "required_together": [options.LOGIN]},
-            "caches": {"type": "list", "elements": "dict", "default": [], "options": {**cache, **registry}, "required_together": [options.LOGIN]},
+            "caches": {"type": "list", "elements": "dict", "default": [], "options": cache, "required_together": [options.LOGIN]},
             "platforms": {"type": "list", "elements": "str", "default": []},
             "artifacts": {"type": "bool", "default": True},
             "details": {"type": "bool", "default": False},

@@ -122,6 +122,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"
     seconds: float = 0
+    then: Answer | None = None  # what is said from the next time on
 
 
 class Upstream(http.server.ThreadingHTTPServer):
@@ -167,6 +168,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.hanging.wait()
             threading.Event().wait(30)
         answer = self.server.answers.get(self.path.partition("?")[0], Answer())
+        if answer.then:
+            self.server.answers[self.path.partition("?")[0]] = answer.then
         if self.headers["User-Agent"] != "mirrorfleet":
             self.server.seen.append(Seen(self.command, self.path, {key.lower(): value for key, value in self.headers.items()}))
         time.sleep(answer.seconds)

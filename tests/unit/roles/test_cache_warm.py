@@ -125,6 +125,26 @@ def slowly(seconds: float) -> Way:
     return way
 
 
+def little_by_little_until(over: threading.Event) -> Way:
+    """Answers 8 kB now and then, which no program on the way keeps back, until something has happened, and then all the rest."""
+    def way(handler: BreakingHandler, content: bytes) -> None:
+        handler.say(b"", Content_Length=str(len(content)))
+        sent = 0
+        while not over.wait(0.5):
+            handler.wfile.write(content[sent:sent + 8000])
+            sent += 8000
+        handler.wfile.write(content[sent:])
+    return way
+
+
+def after(condition: Callable[[], object]) -> Way:
+    """Answers rightly, once something has happened."""
+    def way(handler: BreakingHandler, content: bytes) -> None:
+        until(condition)
+        handler.say(content, Content_Length=str(len(content)))
+    return way
+
+
 def test_each_byte_crosses_the_wan_once(mirror: Mirror, upstream: BreakingUpstream, warm: Warm) -> None:
     base = layer_of({"base": os.urandom(3_000_000)})
     images = [image_of(base, layer_of({"own": os.urandom(500_000)})) for _number in range(3)]
@@ -237,11 +257,17 @@ def test_killed_at_many_points(mirror: Mirror, upstream: BreakingUpstream, warm:
 
 
 def test_the_cache_finishes_what_is_under_way_when_the_time_is_over(mirror: Mirror, upstream: BreakingUpstream, warm: Warm) -> None:
-    image = fresh_image()
+    # At the upstream's rate it takes more than a minute.
+    image, over = fresh_image(1, 1_200_000), threading.Event()
     name = published(upstream, "late", image)
-    upstream.ways[blob_path(layer_digest(image), REPOSITORY)] = slowly(3)
-    said = warm(name, max_seconds=1)
-    assert "failed" not in said and said["counts"]["left"] == 1 and said["seconds"] < 2.5
+    upstream.ways[blob_path(layer_digest(image), REPOSITORY)] = little_by_little_until(over)
+    try:
+        said = warm(name, max_seconds=1)
+        # However long it took, it did not wait for the blob.
+        assert "failed" not in said and said["counts"]["left"] == 1 and said["seconds"] >= 1, said
+        assert not mirror.cache.blob_path(layer_digest(image)).exists()
+    finally:
+        over.set()
     until(lambda: stored(mirror, image))
     assert warm(name)["images"][0]["bytes_fetched"] == 0
 
@@ -253,15 +279,16 @@ def test_a_slow_reader_does_not_slow_the_wan(mirror: Mirror, upstream: BreakingU
     published(upstream, "slow", image)
     before = wan_bytes(mirror)
     url = f"http://127.0.0.1:{mirror.edge.ports['central']}{blob_path(layer_digest(image))}"
-    reader = subprocess.Popen(["curl", "--silent", "--limit-rate", "100k", "--output", "/dev/null", url])
+    # For ten minutes.
+    reader = subprocess.Popen(["curl", "--silent", "--limit-rate", "12k", "--output", "/dev/null", url])
     try:
-        seconds = until(mirror.cache.blob_path(layer_digest(image)).exists)
+        seconds = until(mirror.cache.blob_path(layer_digest(image)).exists, 120)
         assert reader.poll() is None
     finally:
         reader.kill()
         reader.wait()
     crossed = wan_bytes(mirror) - before
-    print(f"{crossed / 1e6:.1f} MB crossed and were stored in {seconds:.1f} s, while the reader took 0.1 MB/s")
+    print(f"{crossed / 1e6:.1f} MB crossed and were stored in {seconds:.1f} s, while the reader took 0.012 MB/s")
     assert 7_000_000 <= crossed <= 7_100_000
 
 
@@ -289,6 +316,8 @@ def test_the_disk_is_full(mirror: Mirror, upstream: BreakingUpstream, warm: Warm
     monkeypatch.setattr("ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_warm.shutil.disk_usage", lambda _path: os_usage(10**12))
     late = [fresh_image(1, 5_000_000), fresh_image(1, 5_000_000)]
     names = [published(upstream, f"taken{number}", image) for number, image in enumerate(late)]
+    # Manifests come side by side. While the second one's is under way, the first one's blob must not take its room.
+    upstream.ways[blob_path(layer_digest(late[0]), REPOSITORY)] = after(mirror.cache.blob_path(late[1].digest).exists)
     failed = warm(*names, parallel=1)
     assert failed["counts"]["failed"] == 2 and "came whole, but is not in" in failed["images"][0]["error"]
     assert "It was left" in failed["images"][1]["error"] and upstream.seen[-1].target != blob_path(layer_digest(late[1]), REPOSITORY)

@@ -23,6 +23,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_removal
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, Registry, free_port, image_of, layer_of, until
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_upstream_gone import Mirror, mirror_host
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_virtual_address import check
 
 CLIENTS = 20
 EVICTIONS = 24
@@ -163,6 +164,10 @@ def test_a_cache_that_is_drained_says_so_and_serves_who_is_there(mirror: Mirror,
     drained.write_text("{}")
     status, body, _seconds = mirror.ask("/v2/")
     assert status == 503 and b"the cache of central on this mirror host is out of service" in body
+    # So keepalived gives the virtual address to another host.
+    assert check(mirror.edge.ports["central"]) == 1
+    # Who comes all the same is served: what is stored, and what is not.
+    mirror.pull("svc/drained:1")
     mirror.pull("svc/drained:1")
     drained.unlink()
-    assert mirror.ask("/v2/")[0] == 200
+    assert mirror.ask("/v2/")[0] == 200 and check(mirror.edge.ports["central"]) == 0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 import yaml
@@ -35,6 +36,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     until,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, upstream_port
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import Front, haproxy
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_mirror_edge import Edge, directories, listen, start_nginx
 
 PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
@@ -42,12 +44,15 @@ NAMES = ("zagreb", "frankfurt")
 PASSWORD = "s3cret-p4ss"
 BASE = layer_of({"base": os.urandom(200_000)})
 
+Running = Tuple[Registry, Dict[str, Registry], Dict[str, Edge], Dict[str, Front]]
+
 
 @dataclass
 class Fleet:
     hub: Registry
     caches: dict[str, Registry]
     edges: dict[str, Edge]
+    fronts: dict[str, Front]
     run_module: RunModule
 
     def push(self, repository: str, *layers: bytes, tag: str = "1") -> Image:
@@ -84,20 +89,24 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def running(render: Render, base: Path) -> Iterator[tuple[Registry, dict[str, Registry], dict[str, Edge]]]:
+def running(render: Render, base: Path) -> Iterator[Running]:
     hub = Registry(free_port(), free_port(), base / "upstream")
     ports = {name: upstream_port() for name in NAMES}
     variables = {name: {
         **directories(base / name / "edge"), "mirror_edge_tls": "none", "mirror_edge_bind": "127.0.0.1",
         "mirror_upstreams": [{"name": "hub", "url": hub.url, "port": port, "canary": "a:1"}],
+        "haproxy_front_stats_bind": f"127.0.0.1:{free_port()}", "__haproxy_front_run": str(base / name / "front"),
     } for name, port in ports.items()}
     rendered = render("mirror_edge", *variables.values())
+    front_files = render("haproxy_front", *variables.values())
     (cache_files,) = render("pull_through_cache", {"mirror_upstreams": variables[NAMES[0]]["mirror_upstreams"], "pull_through_cache_storage": str(base)})
     caches: dict[str, Registry] = {}
     edges: dict[str, Edge] = {}
+    fronts: dict[str, Front] = {}
+    running = contextlib.ExitStack()
     try:
         hub.start()
-        for (name, port), files in zip(ports.items(), rendered):
+        for (name, port), files, front in zip(ports.items(), rendered, front_files):
             (base / name / "store").mkdir(parents=True)
             caches[name] = Registry(port + PORT_OFFSETS["cache"], port + PORT_OFFSETS["debug"], base / name / "store/hub")
             configuration = cache_configuration(cache_files, "hub")
@@ -108,8 +117,11 @@ def running(render: Render, base: Path) -> Iterator[tuple[Registry, dict[str, Re
             (base / name / "edge").mkdir()
             edges[name] = start_nginx(base / name / "edge", files, "127.0.0.1", {"hub": port})
             listen(edges[name])
-        yield hub, caches, edges
+            (base / name / "front").mkdir()
+            fronts[name] = running.enter_context(haproxy(front, base / name / "front", {"hub": port + PORT_OFFSETS["front"]}, 0))
+        yield hub, caches, edges, fronts
     finally:
+        running.close()
         for edge in edges.values():
             edge.process.send_signal(signal.SIGTERM)
             edge.process.wait(5)
@@ -118,7 +130,7 @@ def running(render: Render, base: Path) -> Iterator[tuple[Registry, dict[str, Re
 
 
 @pytest.fixture
-def fleet(running: tuple[Registry, dict[str, Registry], dict[str, Edge]], run_module: RunModule) -> Fleet:
+def fleet(running: Running, run_module: RunModule) -> Fleet:
     return Fleet(*running, run_module)
 
 
@@ -197,8 +209,12 @@ def test_an_index_is_there_by_its_platforms(fleet: Fleet) -> None:
         assert {each["platform"] for each in told["platforms"] if each["size"]} == set(platforms if platforms != ["all"] else ["linux/amd64", "linux/arm64"])
         (attached,) = told["artifacts"]
         assert (attached["kind"], attached["digest"], attached["found_by"]) == ("attestation", attestation.digest, "index")
+        assert told["platforms_missing"] == []
+    (told,) = fleet.info("multi/app:1", platforms=["linux/s390x", "linux/amd64"])
+    assert told["platforms_missing"] == ["linux/s390x"] and states(told) == {"zagreb": "complete", "frankfurt": "absent"}
     (told,) = fleet.info("multi/app:1", platforms=["linux/s390x"])
-    assert told["digest"] is None and "not made for linux/s390x, but for linux/amd64, linux/arm64" in told["unknown"]
+    assert told["digest"] is None and told["platforms_missing"] == ["linux/s390x"]
+    assert "not made for linux/s390x, but for linux/amd64, linux/arm64" in told["unknown"]
 
 
 def test_a_tag_that_moved_is_drift(fleet: Fleet) -> None:
@@ -269,10 +285,11 @@ def test_the_documented_queries_work_as_written(fleet: Fleet, tmp_path: Path) ->
 class TestDiff:
     """playbooks/diff.yml, with a mirror host in each data center, and one whose edge is gone."""
 
-    def inventory(self, fleet: Fleet) -> dict[str, Any]:
+    def inventory(self, fleet: Fleet, behind: str = "") -> dict[str, Any]:
         def data_center(host: str, port: int) -> dict[str, Any]:
             upstream = {"name": "hub", "url": fleet.hub.url, "port": port, "canary": "a:1", "username": "reader", "password": PASSWORD}
-            return {"hosts": {host: {"mirror_upstreams": [upstream]}}, "vars": {"mirror_name": "127.0.0.1", "mirror_edge_tls": "none"}}
+            variables = {"mirror_name": "127.0.0.1", "mirror_edge_tls": "none", **({"mirror_parent": "dc_zagreb"} if host == behind else {})}
+            return {"hosts": {host: {"mirror_upstreams": [upstream]}}, "vars": variables}
 
         ports = {**{name: edge.ports["hub"] for name, edge in fleet.edges.items()}, "gone": upstream_port()}
         hosts = {f"mirror-{name}": {} for name in ports}
@@ -281,8 +298,8 @@ class TestDiff:
             "mirrors": {"hosts": hosts}, **{f"dc_{name}": data_center(f"mirror-{name}", port) for name, port in ports.items()},
         }
 
-    def run(self, fleet: Fleet, directory: Path, *arguments: str) -> tuple[int, str]:
-        (directory / "inventory.json").write_text(json.dumps(self.inventory(fleet)))
+    def run(self, fleet: Fleet, directory: Path, *arguments: str, behind: str = "") -> tuple[int, str]:
+        (directory / "inventory.json").write_text(json.dumps(self.inventory(fleet, behind)))
         before = fleet.stores()
         done = ansible("ansible-playbook", "-i", "inventory.json", str(PLAYBOOKS / "diff.yml"), *arguments, directory=directory, PWD=str(directory))
         assert fleet.stores() == before and PASSWORD not in done.stdout + done.stderr
@@ -316,6 +333,23 @@ class TestDiff:
         assert code == 0 and "mirror-frankfurt" not in said, said
         code, said = self.run(fleet, tmp_path, *images)
         assert code != 0 and "hub diff/fail:1 is absent in frankfurt; hub diff/fail:1 is unknown in gone. Bring it there" in " ".join(said.split())
+
+    def test_the_upstream_is_asked_as_the_cache_asks_it(self, fleet: Fleet, tmp_path: Path) -> None:
+        """And past a front that would ask other mirror hosts first, which would keep what they are asked for."""
+        for name, layer in (("way", b"one"), ("past", b"two")):
+            fleet.push(f"diff/{name}", layer_of({"app": layer}))
+        asked: dict[str, dict[str, list[str]]] = {}
+        for name, behind in (("way", ""), ("past", "mirror-frankfurt")):
+            images = ["-e", json.dumps({"images": [f"hub diff/{name}:1"], "images_platforms": ["linux/amd64"]})]
+            code, said = self.run(fleet, tmp_path, *images, "--limit", "dc_zagreb:dc_frankfurt", behind=behind)
+            assert code == 0 and re.search(rf"hub diff/{name}:1 +sha256:[0-9a-f]+ +absent +absent", said), said
+            asked[name] = {
+                host: [line["path"] for line in front.log_lines() if line["path"].startswith(f"/v2/diff/{name}/manifests/")]
+                for host, front in fleet.fronts.items()
+            }
+        assert asked == {
+            "way": dict.fromkeys(NAMES, ["/v2/diff/way/manifests/1"]), "past": {"zagreb": ["/v2/diff/past/manifests/1"], "frankfurt": []},
+        }
 
     @pytest.mark.parametrize(("given", "says"), [
         ({}, "There are no images. Write -e images_file=FILE"), ({"images": []}, "There are no images."), ({"images": "hub a:1"}, "There are no images."),

@@ -542,6 +542,17 @@ def test_a_blob_that_the_cache_can_not_get_is_asked_about(lab: Lab, of_the_cache
     lab.asked.answers[target] = Answer(503, {"Content-Type": "application/json"}, b'{"errors":["why"]}')
     assert lab.open.request("noted", target)[::2] == (503, b'{"errors":["why"]}')
     assert [seen.headers["x-mirror-why"] for seen in lab.asked.seen] == ["true"]
+    assert len(lab.noted.seen) == (2 if of_the_cache == 500 else 1)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_cache_that_fails_for_a_moment_is_asked_again(lab: Lab, method: str) -> None:
+    """Distribution 2.8 does while it writes a blob's link anew."""
+    target = f"/v2/svc/app/blobs/{DIGEST}"
+    lab.noted.answers[target] = Answer(500, {}, b"of the cache", then=Answer(200, {"Docker-Content-Digest": DIGEST}, b"the blob"))
+    status, headers, body = lab.open.request("noted", target, method)
+    assert (status, body, headers["Cache-Status"]) == (200, b"the blob" if method == "GET" else b"", "mirror; fwd=uri-miss")
+    assert (headers["Docker-Content-Digest"], lab.asked.seen) == (DIGEST, [])
 
 
 def test_a_challenge_does_not_reach_a_docker_host(lab: Lab) -> None:

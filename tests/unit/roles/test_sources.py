@@ -170,6 +170,24 @@ def test_the_second_comes_when_the_first_is_gone_and_the_first_comes_back(data_c
     assert len(data_center.first["central"].seen) == 1
 
 
+def test_a_first_one_that_is_drained_is_passed_over_until_it_is_back(data_center: DataCenter) -> None:
+    """As its guard does before its disk is full: its edge answers /v2/ of that upstream with 503, and goes on serving who is there."""
+    try:
+        data_center.first["central"].answers["/v2/"] = Answer(503)
+        until(lambda: not data_center.up("sibling-mirror-1", "central"))
+        assert data_center.get("central", BLOB) == data_center.get("central", TAG) == data_center.get("hub", BLOB) == 200
+        assert data_center.who() == ["first", "second", "second"] and len(data_center.first["hub"].seen) == 1
+        # Both: the upstream itself.
+        data_center.second["central"].answers["/v2/"] = Answer(503)
+        until(lambda: not data_center.up("sibling-mirror-2", "central"))
+        assert data_center.get("central", BLOB) == 200 and len(data_center.upstream.seen) == 1
+    finally:
+        for each in (data_center.first, data_center.second):
+            each["central"].answers.clear()
+    until(lambda: data_center.up("sibling-mirror-1", "central"))
+    assert data_center.get("central", BLOB) == 200 and len(data_center.first["central"].seen) == 1
+
+
 def test_without_an_upstream_there_is_no_token_and_none_is_needed(data_center: DataCenter) -> None:
     data_center.upstream.answers["/token"] = Answer(body=b'{"token":"real"}')
     token = "/token?service=hub.test&scope=repository:team/app:pull"

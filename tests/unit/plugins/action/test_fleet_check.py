@@ -502,7 +502,18 @@ def test_a_vault_s_value_needs_its_password(fleet_: Fleet, password: str | None)
     assert not (fleet_.directory / "touched").exists()
 
 
-def test_three_hundred_hosts_take_less_than_three_seconds(fleet_: Fleet) -> None:
+def test_three_hundred_hosts_take_less_than_thrice_as_long_as_a_few(fleet_: Fleet) -> None:
+    """About a second on an idle machine. In CPU seconds, both of the same minute: other tests may run beside this one."""
+    def cpu_seconds() -> float:
+        # In the last host, so that all have been looked at.
+        last = fleet_.groups["docker_hosts"][-1]
+        fleet_.vars = {**{name: own for name, own in fleet_.vars.items() if name.startswith("dc_")}, last: {"docker_mirror_restart": "maybe"}}
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        fleet_.refused(f"host {last}: docker_mirror_restart: 'maybe': write true or false.")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    few = cpu_seconds()
     names = ["zagreb", "frankfurt", "dublin", "virginia", "saopaulo", "singapore"]
     fleet_.groups = {"mirrors": [f"m{number}.{name}" for name in names for number in (1, 2)]}
     fleet_.groups["docker_hosts"] = [f"d{number}.{name}" for name in names for number in range(48)]
@@ -511,10 +522,6 @@ def test_three_hundred_hosts_take_less_than_three_seconds(fleet_: Fleet) -> None
         fleet_.vars[f"dc_{name}"] = {"site": name}
     fleet_.all["mirror_upstreams"][0]["url"] = "https://{{ site }}.example.com"
     fleet_.all["docker_mirror_daemon_options"] = {"labels": ["host={{ inventory_hostname }}"]}
-    # In the last host, so that all have been looked at.
-    fleet_.vars[fleet_.groups["docker_hosts"][-1]] = {"docker_mirror_restart": "maybe"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    fleet_.refused("host d47.singapore: docker_mirror_restart: 'maybe': write true or false.")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # CPU seconds: other tests may run beside this one.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    many = cpu_seconds()
+    print(f"{many:.2f} CPU seconds, {few:.2f} for the few")
+    assert many < 3 * few

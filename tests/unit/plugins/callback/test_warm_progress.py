@@ -46,7 +46,7 @@ LINE = r"(near|far): [01] of 1 images, (\d\.\d) of 1\.2 MB(, \d\.\d MB/s)?(, \d+
 
 
 def left_behind() -> set[Path]:
-    return set(Path("/tmp").glob("mirrorfleet-warm-*"))
+    return {path for kind in ("warm", "progress") for path in Path("/tmp").glob(f"mirrorfleet-{kind}-*")}
 
 
 def test_without_a_terminal_each_host_has_lines(directory: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_clie
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import is_drained, load, locked
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import COLLECTIONS, Registry, StartRegistry, digest_of, image_of, layer_of
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import COLLECTIONS, Registry, StartRegistry, digest_of, image_of, layer_of, until
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import DAY, used
 
 MIB = 1 << 20
@@ -143,6 +144,60 @@ def test_a_share_is_scrubbed_each_hour(cache: Registry, monkeypatch: pytest.Monk
     assert metrics(cache)['mirrorfleet_guard_scrub_turn_timestamp_seconds{cache="central"}'] > 0
 
 
+def test_what_a_run_has_no_time_for_the_next_ones_scrub(cache: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_SCRUB_SECONDS", 0.5)
+    wanted, size = settings(cache, scrub_percent=2400, scrub_bytes_per_second=2 * MIB), sum(image.size for image in IMAGES)
+    read = []
+    for _run in range(len(Store(str(cache.root)).blobs())):
+        assert Guard(wanted).run() == 0
+        read.append(metrics(cache)['mirrorfleet_guard_scrubbed_bytes_total{cache="central"}'])
+        if read[-1] == size:
+            break
+    # A mebibyte at this rate, and the rest of the blob of two that was begun.
+    assert read[-1] == size and len(read) >= 4 and all(later - former < 3.1 * MIB for former, later in zip([0, *read], read)), read
+    # The next hour's share has its time.
+    assert Guard(wanted).run() == 0 and metrics(cache)['mirrorfleet_guard_scrubbed_bytes_total{cache="central"}'] == size
+
+
+def test_a_store_that_is_gone_stops_no_other(cache: Registry, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(disk, 92)
+    wanted = settings(cache, caches={"gone": str(disk / "gone"), "central": str(cache.root)})
+    assert Guard(wanted).run() == 1 and held(cache) == ["svc/3", "svc/4", "svc/5"]
+    said = capsys.readouterr().out
+    assert f"<4>gone: There is no directory {disk}/gone." in said and "gone broken, central " in said
+    told = metrics(cache)
+    assert told['mirrorfleet_guard_broken{cache="gone"}'] == 1 and told['mirrorfleet_guard_broken{cache="central"}'] == 0
+    assert told['mirrorfleet_guard_evicted_images_total{cache="central"}'] == 3 and told["mirrorfleet_guard_last_run_problems"] == 1
+    assert 'mirrorfleet_guard_filesystem_free_bytes{cache="gone"}' not in told
+    (disk / "gone").mkdir()
+    assert Guard(wanted).run() == 0 and metrics(cache)['mirrorfleet_guard_broken{cache="gone"}'] == 0
+
+
+def test_a_file_that_can_not_be_removed_keeps_no_other_store_from_making_room(
+    cache: Registry, disk: Path, start_registry: StartRegistry, registry: Registry, capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = start_registry(upstream=registry.url, storage={"filesystem": {"rootdirectory": str(disk / "other")}, "delete": {"enabled": False}})
+    other.root = disk / "other"
+    with RegistryClient(other.url) as client:
+        pull_image(client, "svc/5:1", "linux/amd64")
+    other.until_stored(IMAGES[5].digest, *IMAGES[5].blobs)
+    used(other, "svc/5:1", 5)
+    fill(disk, 92)
+    # The oldest image's layer, so that it is the first to go.
+    layer = max(IMAGES[0].blobs, key=lambda digest: len(IMAGES[0].blobs[digest]))
+    subprocess.run(["mount", "--bind", str(cache.blob_path(layer)), str(cache.blob_path(layer))], check=True)
+    try:
+        wanted = settings(cache, caches={"central": str(cache.root), "other": str(other.root)}, drain_percent=70, pinned=("svc/[1-4]:1",))
+        assert Guard(wanted).run() == 1
+    finally:
+        subprocess.run(["umount", str(cache.blob_path(layer))], check=True)
+    said, told = capsys.readouterr().out, metrics(cache)
+    assert f"<4>central: {cache.blob_path(layer)} can't be removed: Device or resource busy" in said and "other: evicted svc/5:1" in said
+    assert told['mirrorfleet_guard_broken{cache="central"}'] == 1 and told['mirrorfleet_guard_broken{cache="other"}'] == 0
+    # The disk is as full as it is, whatever is broken.
+    assert told['mirrorfleet_guard_drained{cache="central"}'] == told['mirrorfleet_guard_drained{cache="other"}'] == 1
+
+
 def test_who_holds_the_lock_is_said(cache: Registry, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_LOCK_SECONDS", 0.1)
     fill(disk, 92)
@@ -176,31 +231,51 @@ def test_settings_that_are_none_are_told(tmp_path: Path) -> None:
             settings_of(str(tmp_path / "guard.json"))
 
 
-def test_a_run_that_is_killed_at_any_moment_harms_nothing(cache: Registry, disk: Path) -> None:
+KILLED = """
+    import os, signal, sys
+    left = int(sys.argv[2])
+    def hook(event, arguments):
+        global left
+        if event in ("os.remove", "os.rmdir", "os.rename", "os.mkdir"):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    from ansible_collections.mirrorfleet.registry.plugins.module_utils.guard import main
+    sys.addaudithook(hook)
+    main(sys.argv[1:2])
+    print(left)
+"""
+
+
+def test_a_run_that_is_killed_at_any_change_harms_nothing(cache: Registry, disk: Path) -> None:
     fill(disk, 92)
     (disk.parent / "guard.json").write_text(json.dumps({**dataclasses.asdict(settings(cache)), "grace": "1h", "upload_age": "1d", "scrub_percent": 2400}))
-    code = """
-        import sys
-        from ansible_collections.mirrorfleet.registry.plugins.module_utils.guard import main
-        sys.exit(main(sys.argv[1:]))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(disk.parent / "guard.json")]
-    environment = {**os.environ, "PYTHONPATH": str(COLLECTIONS)}
-    began = time.monotonic()
-    assert subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL).returncode == 0
-    whole = time.monotonic() - began
-    for number in range(25):
+
+    def run(changes: int) -> subprocess.CompletedProcess[str]:
+        """The guard on a store that is full, killed before one change more than that."""
         with RegistryClient(cache.url) as client:
-            for image in range(6):
-                pull_image(client, f"svc/{image}:1", "linux/amd64")
-        for image in range(6):
-            cache.until_stored(IMAGES[image].digest)
-            used(cache, f"svc/{image}:1", 9 - image)
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-            time.sleep(whole * number / 25)
-            process.send_signal(signal.SIGKILL)
+            for number in range(6):
+                pull_image(client, f"svc/{number}:1", "linux/amd64")
+        for number, image in enumerate(IMAGES):
+            cache.until_stored(image.digest, *image.blobs)
+            used(cache, f"svc/{number}:1", 9 - number)
+        until(lambda: not list(cache.v2.glob("repositories/svc/*/_uploads/*")))
+        shutil.rmtree(cache.root / ".mirrorfleet", ignore_errors=True)
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(disk.parent / "guard.json"), str(changes)],
+            check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        )
+
+    whole = 1000 - int(run(1000).stdout.splitlines()[-1])
+    left = []
+    for changes in range(0, whole, max(1, whole // 20)):
+        assert run(changes).returncode == -signal.SIGKILL
+        left.append((len(Store(str(cache.root)).blobs()), (cache.root / ".mirrorfleet/scrub.json").exists()))
         for path in cache.v2.glob("blobs/sha256/*/*/data"):
             assert digest_of(path.read_bytes()) == f"sha256:{path.parent.name}"
         load(str(cache.root), "guard.json")
+    # Before, amid and after the eviction, and after the scrub.
+    print(f"blobs that were there at each kill of {whole} changes, and whether the scrub was done: {left}")
+    assert len({blobs for blobs, _scrubbed in left}) > 5 and {scrubbed for _blobs, scrubbed in left} == {False, True}
     assert Guard(settings(cache)).run() == 0
     assert 100 - 100 * os.statvfs(disk).f_bavail / os.statvfs(disk).f_blocks <= 90

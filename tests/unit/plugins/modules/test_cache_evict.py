@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import locked
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
-from ansible_collections.mirrorfleet.registry.plugins.modules import cache_evict, cache_scrub
+from ansible_collections.mirrorfleet.registry.plugins.modules import cache_evict, cache_info, cache_scrub
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, RunModule, StartRegistry, digest_of, image_of, layer_of
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import pull, stored, used
 
@@ -53,6 +54,22 @@ def test_check_then_evict_then_again(cache: Registry, run_module: RunModule) -> 
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", evicted["last_used"])
     again = run(run_module, cache, images=["svc/app:1"])
     assert again["changed"] is False and again["caches"][0]["evicted"] == []
+
+
+def test_a_name_that_is_in_no_cache_is_told(cache: Registry, run_module: RunModule, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    caches = [{"name": "central", "path": str(cache.root)}, {"name": "other", "path": str(tmp_path / "empty")}]
+    names = ["svc/ap:1", "svc/app:1", f"svc/web@{WEB.digest}", APP.digest, "svc/web:2", "none/*"]
+    for check_mode in (True, False):
+        answered = run_module(cache_evict.main, caches=caches, images=names, pinned=["svc/web:1"], _ansible_check_mode=check_mode)
+        assert answered["changed"] is True and answered["absent"] == ["svc/ap:1", "svc/web:2"]
+
+
+def test_the_path_is_told_as_it_was_given(cache: Registry, run_module: RunModule, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(cache.root)
+    for main, options in ((cache_evict.main, {"images": ["svc/app:1"]}), (cache_scrub.main, {}), (cache_info.main, {})):
+        answered = run_module(main, caches=[{"name": "central", "path": str(tmp_path / "alias")}], **options)
+        assert answered["caches"][0]["path"] == str(tmp_path / "alias"), main
 
 
 def test_what_a_limit_lacks_is_told(cache: Registry, run_module: RunModule) -> None:

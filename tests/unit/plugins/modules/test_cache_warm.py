@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ import pytest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import host_platform
 from ansible_collections.mirrorfleet.registry.plugins.modules import cache_warm
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    COLLECTIONS,
     Answers,
     Image,
     Registry,
@@ -111,6 +114,7 @@ def test_platforms_are_chosen(warm: Warm, registry: Registry, cache: Registry) -
     assert every["bytes_fetched"] == arm.size and every["complete"]
     failed = warm("svc/app:1", platforms=["linux/s390x"])
     assert failed["failed"] and "svc/app:1: the image is not made for linux/s390x, but for linux/amd64, linux/arm/v7, linux/arm64" in failed["msg"]
+    assert failed["images"][0]["platforms_missing"] == ["linux/s390x"]
 
 
 def test_one_images_failure_stops_no_other(warm: Warm, registry: Registry, cache: Registry) -> None:
@@ -284,6 +288,37 @@ def test_it_tells_how_far_it_is(warm: Warm, registry: Registry, tmp_path: Path) 
     assert {state["bytes"] for state in seen} <= {0, total} and [state["bytes_done"] for state in seen] == sorted(state["bytes_done"] for state in seen)
     assert any(0 < state["bytes_done"] < total and state["images_done"] == 0 for state in seen)
     assert not directory.exists()
+
+
+RUN = """
+import sys
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_warm import Limits, warm
+image, url, path, progress = sys.argv[1:]
+warm([image], [], url, path, Limits(bytes_per_second=1000), progress=progress)
+"""
+
+
+def test_what_killed_runs_left_the_next_one_removes(warm: Warm, registry: Registry, cache: Registry, tmp_path: Path) -> None:
+    for name in ("svc/killed", "svc/running", "svc/other"):
+        registry.push(name, "1", image_of(layer(), layer()))
+    (tmp_path / "mirrorfleet-progress-outside").symlink_to(tmp_path / "registry")
+    (tmp_path / "registry").mkdir(exist_ok=True)
+    killed, running = tmp_path / "mirrorfleet-progress-1", tmp_path / "mirrorfleet-progress-2"
+    processes = []
+    for image, directory in (("svc/killed:1", killed), ("svc/running:1", running)):
+        command = [sys.executable, "-c", RUN, image, cache.url, str(cache.root), str(directory)]
+        processes.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}))
+        until((directory / "progress.json").exists)
+    try:
+        processes[0].kill()
+        processes[0].wait()
+        assert killed.exists()
+        assert warm("svc/other:1", progress=str(tmp_path / "mirrorfleet-progress-3"))["changed"]
+        assert sorted(path.name for path in tmp_path.glob("mirrorfleet-progress-*")) == ["mirrorfleet-progress-2", "mirrorfleet-progress-outside"]
+        assert (running / "progress.json").exists() and (tmp_path / "registry").is_dir()
+    finally:
+        processes[1].kill()
+        processes[1].wait()
 
 
 def test_progress_goes_nowhere_else(warm: Warm, registry: Registry, tmp_path: Path) -> None:
