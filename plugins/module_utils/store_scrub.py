@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Callable, Iterator
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import at_least
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import MAX_MANIFEST_BYTES
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Link, Store, open_unnoticed
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import CachedImage, ManifestReader, RepositoryImages
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_removal import remove_data, remove_link, remove_repository, remove_tag
@@ -164,7 +165,8 @@ class _Scrub:
                 return
             kind = UNREADABLE
         self._result.blobs += 1
-        if kind and time.time() - held.written >= _WRITTEN_SECONDS:
+        # A layer comes to its place by a rename, whole.
+        if kind and (held.bytes > MAX_MANIFEST_BYTES or time.time() - held.written >= _WRITTEN_SECONDS):
             self._remove_blob(kind, digest, held)
 
     def _what_is_wrong(self, digest: str) -> str:

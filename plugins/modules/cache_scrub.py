@@ -17,6 +17,7 @@ description:
   - Reads the blobs of a mirror host's caches again, from the disk, and compares their digests; removes those that are wrong, with the links to them,
     so that the next pull fetches them again. The caches go on serving.
   - Removes links that hold no digest, or lead to nothing.
+  - A link, or a blob of up to 4 MiB, that was written less than a minute ago may be half written, and is judged by the next run only.
   - Blobs take turns, the one whose check is the longest ago first, and the next run goes on where this one ends.
   - A run that was killed has harmed nothing.
 options:

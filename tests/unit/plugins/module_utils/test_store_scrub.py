@@ -18,6 +18,7 @@ from typing import Iterator
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import store_state
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import MAX_MANIFEST_BYTES
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, Scrubbed, scrub
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import LockedError, load, locked, save
@@ -133,6 +134,11 @@ def test_what_is_being_written_is_left_for_the_next_time(cache: Registry) -> Non
     harm(cache.blob_path(APP.digest), "truncated")
     Path(f"{store.tag_path('svc/web', '1')}/current/link").write_text("")
     assert run(cache).findings == []
+    # A layer never is: it was renamed to its place.
+    layer = f"sha256:{'d' * 64}"
+    cache.blob_path(layer).parent.mkdir(parents=True)
+    cache.blob_path(layer).write_bytes(bytes(MAX_MANIFEST_BYTES + 1))
+    assert kinds(run(cache)) == [("wrong bytes", layer)]
     age(cache)
     assert kinds(run(cache)) == sorted([("truncated", APP.digest), ("broken link", "")])
 
