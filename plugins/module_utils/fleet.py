@@ -158,7 +158,7 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
                 if problem:
                     report.add(problem, host)
         if host in groups.get("registries", ()):
-            for problem in registry_problems(variables):
+            for problem in registry_problems(variables, mirrored=host in groups.get("mirrors", ())):
                 report.add(problem, host)
         if host not in groups.get("mirrors", ()) and host not in groups.get("docker_hosts", ()):
             continue
@@ -183,10 +183,17 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
     return report.lines() + _differences(groups, values, specs)
 
 
-def registry_problems(variables: Mapping[str, object]) -> list[str]:
-    """What is wrong with the registries of a host and with their users."""
+def registry_problems(variables: Mapping[str, object], mirrored: bool) -> list[str]:
+    """What is wrong with the registries of a host and with their users. mirrored: whether it is a mirror host, too."""
     days, newest = variables.get("registry_keep_days", registries.DAYS), variables.get("registry_keep_newest", registries.NEWEST)
-    return registries.check(variables.get("registry_here", []), variables.get("registry_users", []), days, newest)[1]
+    good, problems = registries.check(variables.get("registry_here", []), variables.get("registry_users", []), days, newest)
+    taken = {
+        port: f"the {use} port of upstream {upstream['name']!r}"
+        for upstream in upstreams.read(variables.get("mirror_upstreams", []))[0] for use, port in upstream["ports"].items()
+    } if mirrored else {}
+    return problems + [
+        f"registry_here: registry {each['name']!r}: port: {each['port']}: is {taken[each['port']]}. Write another port." for each in good if each["port"] in taken
+    ]
 
 
 def virtual_address_problems(groups: Groups, addresses: Mapping[str, object], checked: set[str]) -> list[str]:

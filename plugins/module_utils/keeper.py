@@ -44,7 +44,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def keep(path: str, rule: Rule, grace: float, settle: float = SETTLE_SECONDS) -> Outcome:
+def keep(path: str, rule: Rule, grace: float, settle: float) -> Outcome:
     """One run on the store at `path`; grace and settle in seconds. Raises RegistryFleetError."""
     store = Store(path)
     with locked(store.root, "the keeper", _LOCK_SECONDS):
@@ -61,8 +61,12 @@ class _Run:
     def run(self) -> Outcome:
         # What another run had set aside when it was killed; whether it goes is found out anew.
         Aside(self._store).recover()
-        self._tags()
-        self._garbage()
+        try:
+            self._tags()
+            self._garbage()
+        finally:
+            # Nothing is aside, unless something failed.
+            Aside(self._store).recover()
         return self._outcome
 
     def _tags(self) -> None:
@@ -172,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = False
     for name, path, rule in registries:
         try:
-            outcome = keep(path, rule, grace)
+            outcome = keep(path, rule, grace, SETTLE_SECONDS)
         except (RegistryFleetError, OSError) as error:
             outcome = Outcome(problems=[str(error)])
         for tag in outcome.tags[:_SHOWN]:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+import yaml
 
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, digest_of, free_port, image_of, layer_of, listens, until
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, ansible, digest_of, free_port, image_of, layer_of, listens, until
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import ROLES, Render
 
 KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
 PASSWORDS = {"alice": "tea", "builder": "steel", "promoter": "stairs"}
@@ -102,7 +103,7 @@ def put_down(base: Path, *lists: list[dict[str, Any]]) -> None:
     for files in lists:
         for each in files:
             path = Path(each["path"])
-            path = path if base in path.parents else base / "units" / path.name
+            path = path if base in path.parents else base / "units" / path.relative_to("/etc/systemd/system")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(each["content"])
 
@@ -312,3 +313,78 @@ def test_the_door_to_read_writes_nothing_whatever_comes(filled: Registries) -> N
         answer.read()
         assert answer.status == 405
     connection.close()
+
+
+def test_the_keeper_runs_with_nothing_but_what_was_put_down(filled: Registries) -> None:
+    unit = (filled.base / "units/mirrorfleet-registry-keeper.service").read_text()
+    command = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).partition("=")[2].split()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env={})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [f"{name}: 0 tags, 0 manifests and 0 blobs went, 0 bytes" for name in ("sandbox", "ci-tests", "ci-snapshots")]
+
+
+def test_without_retention_there_is_no_keeper(render: Render) -> None:
+    wanted = variables(Path("/base"), {"prod": 5012})
+    (files,) = render("registry", wanted)
+    assert not [each["path"] for each in files if "keeper" in each["path"]]
+
+
+def test_systemd_takes_the_units(filled: Registries, tmp_path: Path) -> None:
+    shutil.copytree(filled.base / "units", tmp_path / "units")
+    for path in (tmp_path / "units").rglob("*.*"):
+        if path.is_file():
+            path.write_text(path.read_text().replace("mirrorfleet-registry-front\n", "daemon\n").replace("=mirrorfleet-registry\n", "=daemon\n"))
+    names = ["front.service", "keeper.service", "keeper.timer", "read@prod.service", "write@prod.service"]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *(f"{tmp_path}/units/mirrorfleet-registry-{name}" for name in names)],
+        capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}/units:"},
+    )
+    assert done.returncode == 0 and "mirrorfleet" not in done.stderr, done.stderr
+
+
+def test_each_instance_may_write_to_its_own_storage_only(filled: Registries) -> None:
+    for scope in SCOPES:
+        for door in ("read", "write"):
+            text = (filled.base / f"units/mirrorfleet-registry-{door}@{scope.replace('_', '-')}.service.d/storage.conf").read_text()
+            assert f"ReadWritePaths={filled.base}/store/{scope}\n" in text
+            assert f"RequiresMountsFor={filled.base}/store/{scope}\n" in text
+    assert str(filled.base / "store") not in (filled.base / "units/mirrorfleet-registry-write@.service").read_text()
+
+
+@pytest.mark.parametrize("storage", [
+    {"s3": {"bucket": "images", "region": "eu-central-1", "accesskey": "AKIA", "secretkey": "wander3r", "encrypt": True, "chunksize": 10485760}},
+    {"azure": {"accountname": "name", "accountkey": "wander3r", "container": "images"}},
+    {"gcs": {"bucket": "images", "rootdirectory": "/prod"}},
+])
+def test_object_storage_is_passed_on_and_stays_secret(render: Render, storage: dict[str, Any]) -> None:
+    wanted = variables(Path("/base"), {"prod": 5012})
+    wanted["registry_here"][0]["storage"] = storage
+    (files,) = render("registry", wanted)
+    for door in ("read", "write"):
+        file, = (each for each in files if each["path"].endswith(f"prod-{door}.yml"))
+        found = yaml.safe_load(file["content"])["storage"]
+        assert {key: found[key] for key in storage} == storage and "filesystem" not in found
+        assert (file["secret"], file["mode"], found["redirect"]) == (True, "0400", {"disable": True})
+    assert not [each["path"] for each in files if "wander3r" in each["content"] and not each.get("secret")]
+    assert not [each["path"] for each in files if each["path"].endswith("storage.conf")]
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ({"registry_allowed_networks": "10.0.0.0/8"}, "registry_allowed_networks: 10.0.0.0/8: write a list of networks"),
+    ({"registry_allowed_networks": ["10.0.0.0/8 or more"]}, "registry_allowed_networks: 10.0.0.0/8 or more: write a list of networks"),
+    ({"registry_keeper_grace": "24h"}, "registry_keeper_grace: 24h: write at least 25h"),
+    ({"registry_keeper_grace": "1d"}, "registry_keeper_grace: 1d: write at least 25h"),
+    ({"registry_maxconn": 0}, "registry_maxconn: 0: write a whole number from 1."),
+    ({"registry_here": [{"name": "play", "scope": "play", "port": 5010}]}, "registry_here: registry 'play': scope: 'play': is no scope."),
+    ({"registry_users": []}, "registry_users: nobody has the role promotion"),
+    ({}, ""),
+])
+def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    (tmp_path / "play.yml").write_text(json.dumps([{
+        "hosts": "localhost", "gather_facts": False, "vars_files": [*(str(ROLES / "registry" / name / "main.yml") for name in ("defaults", "vars")), "values.json"],
+        "tasks": [{"ansible.builtin.import_tasks": str(ROLES / "registry/tasks/check.yml")}],
+    }]))
+    (tmp_path / "values.json").write_text(json.dumps({**variables(tmp_path, {"prod": 5012}), **more}))
+    done = ansible("ansible-playbook", "--inventory", "localhost,", "--connection", "local", "play.yml", directory=tmp_path)
+    assert (done.returncode != 0) is bool(message), done.stdout
+    assert message in " ".join(done.stdout.split()), done.stdout

@@ -253,16 +253,15 @@ def test_what_is_not_understood_stays(registry: Registry) -> None:
     assert loose.exists() and blob.exists()
 
 
-def test_it_reads_what_the_role_writes(registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_reads_what_the_role_writes(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
     registry.push("svc/app", "1", image("one"))
     age(registry, 20)
     settings = tmp_path / "keeper.json"
     settings.write_text(json.dumps({"registries": {"play": {"path": str(registry.root), "newest": 0, "days": 14}}, "grace": "2d"}))
-    keeper.SETTLE_SECONDS, before = 0.05, keeper.SETTLE_SECONDS
-    try:
-        assert keeper.main([str(settings)]) == 0
-    finally:
-        keeper.SETTLE_SECONDS = before
+    monkeypatch.setattr(keeper, "SETTLE_SECONDS", 0.05)
+    assert keeper.main([str(settings)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "play: svc/app:1 went"
     settings.write_text("{}")
     assert keeper.main([str(settings)]) == 1
