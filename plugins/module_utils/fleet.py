@@ -192,7 +192,8 @@ def registry_problems(variables: Mapping[str, object], mirrored: bool) -> list[s
         for upstream in upstreams.read(variables.get("mirror_upstreams", []))[0] for use, port in upstream["ports"].items()
     } if mirrored else {}
     return problems + [
-        f"registry_here: registry {each['name']!r}: port: {each['port']}: is {taken[each['port']]}. Write another port." for each in good if each["port"] in taken
+        f"registry_here: registry {each['name']!r}: port: {each['port']}: is {taken[each['port']]}. Write another port."
+        for each in good if each["port"] in taken
     ]
 
 

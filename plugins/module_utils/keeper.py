@@ -112,7 +112,7 @@ class _Run:
                 own.update(blob.digest for blob in manifest.blobs)
             needed |= own
             for part, found in (("_manifests/revisions/", revisions), ("_layers/", links)):
-                for path, link in self._store.written_links(repository).items():
+                for path in self._store.written_links(repository):
                     if f"/{part}" not in path:
                         continue
                     digest = ":".join(path.rsplit("/", 2)[1:])

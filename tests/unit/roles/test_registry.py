@@ -381,7 +381,8 @@ def test_object_storage_is_passed_on_and_stays_secret(render: Render, storage: d
 ])
 def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     (tmp_path / "play.yml").write_text(json.dumps([{
-        "hosts": "localhost", "gather_facts": False, "vars_files": [*(str(ROLES / "registry" / name / "main.yml") for name in ("defaults", "vars")), "values.json"],
+        "hosts": "localhost", "gather_facts": False,
+        "vars_files": [*(str(ROLES / "registry" / name / "main.yml") for name in ("defaults", "vars")), "values.json"],
         "tasks": [{"ansible.builtin.import_tasks": str(ROLES / "registry/tasks/check.yml")}],
     }]))
     (tmp_path / "values.json").write_text(json.dumps({**variables(tmp_path, {"prod": 5012}), **more}))

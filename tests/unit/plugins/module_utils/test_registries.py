@@ -97,7 +97,8 @@ def test_registries_do_not_overlap(second: dict[str, Any], problem: str) -> None
 
 
 @pytest.mark.parametrize(("second", "overlaps"), [
-    ({}, True), ({"bucket": "others"}, False), ({"rootdirectory": "/two"}, True), ({"accesskey": "OTHER"}, True), ({"regionendpoint": "http://minio:9000"}, False),
+    ({}, True), ({"bucket": "others"}, False), ({"rootdirectory": "/two"}, True), ({"accesskey": "OTHER"}, True),
+    ({"regionendpoint": "http://minio:9000"}, False),
 ])
 def test_two_registries_in_one_bucket_overlap(second: dict[str, Any], overlaps: bool) -> None:
     found = problems({**PROD, "storage": {"s3": S3}}, {**PROD, "name": "other", "port": 5020, "storage": {"s3": {**S3, **second}}})

@@ -64,7 +64,9 @@ def test_only_a_whole_digest_makes_a_companion(name: str) -> None:
 
 
 TAGS = st.lists(
-    st.builds(Tag, st.sampled_from([*map(str, range(12)), *map(signature, DIGESTS)]), st.sampled_from(DIGESTS), st.integers(0, 40).map(lambda age: NOW - age * DAY)),
+    st.builds(
+        Tag, st.sampled_from([*map(str, range(12)), *map(signature, DIGESTS)]), st.sampled_from(DIGESTS), st.integers(0, 40).map(lambda age: NOW - age * DAY),
+    ),
     unique_by=lambda each: each.name, max_size=12,
 )
 RULES = st.builds(Rule, st.integers(0, 5), st.integers(0, 30)).filter(lambda rule: rule.newest or rule.days)
