@@ -281,10 +281,8 @@ class _Run:
         missing = self._missing_blobs(wanted, nodes)
         attached, referrers = self._attachments(wanted, [node.descriptor.digest for node in nodes])
         signs = self._key is not None and not self._signed_at_target(wanted, digest, self._key)
-        return _Plan(
-            wanted, digest, top, sorted(node.platform for node in platforms if node.platform), missing, bool(missing) or not all(manifests), attached, referrers,
-            previous, history, signs, signed_by,
-        )
+        names, copies = sorted(node.platform for node in platforms if node.platform), bool(missing) or not all(manifests)
+        return _Plan(wanted, digest, top, names, missing, copies, attached, referrers, previous, history, signs, signed_by)
 
     def _resolve(self, wanted: Wanted) -> str:
         """The digest to promote. A tag is asked for once; what it names later is of no account."""
@@ -385,7 +383,7 @@ class _Run:
                     there = {item.digest for item in self._target.referrers(wanted.to_path, digest)}
                     lacking = [item for item in group if item.digest not in there]
                     if lacking:
-                        referrers[digest] = [_Attached(f"the referrer {item.digest} ({item.artifact_type or item.media_type})", item.digest) for item in lacking]
+                        referrers[digest] = [_Attached(f"the referrer {each.digest} ({each.artifact_type or 'untyped'})", each.digest) for each in lacking]
                 following += [item.digest for item in group if item.digest not in seen]
                 seen.update(following)
             asked = following

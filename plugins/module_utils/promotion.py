@@ -231,7 +231,7 @@ def _age_violation(max_age: int, text: str, now: datetime) -> str:
     if created.year < 1981:
         return f"it says it was created at {text}, which a build that can be repeated writes (let it set the annotation {CREATED})"
     age = (now - created).total_seconds()
-    return f"it was created at {text}, {_days(int(age))} ago" if age > max_age else ""
+    return f"it was created at {text} ({_days(int(age))} ago)" if age > max_age else ""
 
 
 def _days(seconds: int) -> str:

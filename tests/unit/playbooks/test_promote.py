@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -15,7 +14,7 @@ from typing import Any, Callable
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, StartRegistry, ansible, free_port, image_of, layer_of
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, StartRegistry, ansible, image_of, layer_of
 
 PLAYBOOK = Path(__file__).resolve().parents[3] / "playbooks/promote.yml"
 Play = Callable[..., str]

@@ -9,8 +9,11 @@ import base64
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ import pytest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
 from ansible_collections.mirrorfleet.registry.plugins.modules import image_promote
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    COLLECTIONS,
     OCI,
     Authority,
     Image,
@@ -34,9 +38,12 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     free_port,
     image_of,
     layer_of,
+    until,
 )
 
 PASSWORD = "s3cret-p4ss"
+# Of PASSWORD; distribution takes bcrypt only.
+HTPASSWD = "promoter:$2b$04$abcdefghijklmnopqrstuud115XDTwcNuD.yMpW49Ka0SxYpu6Md2\n"
 KEY_PASSWORD = "k3y-s3cret"
 PATH = "svc/app"
 Promote = Callable[..., "dict[str, Any]"]
@@ -144,7 +151,8 @@ def refer(registry: Registry, subject: str, *referrers: Image, path: str = PATH)
     listed = []
     for each in referrers:
         registry.push(path, each.digest, each)
-        listed.append({"mediaType": each.media_type, "digest": each.digest, "size": len(each.manifest), "artifactType": json.loads(each.manifest)["artifactType"]})
+        kind = json.loads(each.manifest)["artifactType"]
+        listed.append({"mediaType": each.media_type, "digest": each.digest, "size": len(each.manifest), "artifactType": kind})
     index = json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": listed}).encode()
     registry.push_manifest(path, subject.replace(":", "-"), index, f"{OCI}.index.v1+json")
 
@@ -185,8 +193,10 @@ def test_an_image_comes_with_all_platforms_and_signatures_and_the_next_run_does_
     assert state(target) == before and len((tmp_path / "record.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_tag_that_points_elsewhere_is_moved_only_by_force_and_its_digest_stays(promote: Promote, registry: Registry, target: Registry, tmp_path: Path) -> None:
-    old, new = registry.push(PATH, "1", made()), ""
+def test_a_tag_that_points_elsewhere_is_moved_only_by_force_and_its_digest_stays(
+    promote: Promote, registry: Registry, target: Registry, tmp_path: Path
+) -> None:
+    old = registry.push(PATH, "1", made())
     promote(f"{PATH}:1")
     new = registry.push(PATH, "1", made())
     said = promote(f"{PATH}:1", fails=True)
@@ -222,7 +232,8 @@ def test_what_the_policy_does_not_let_in_is_named_all_at_once(promote: Promote, 
     said = promote(f"{PATH}:1", policy=demands, fails=True)["msg"]
     for part in [
         f"does not let {digest} in", f"it comes from 127.0.0.1:{registry.port}/{PATH}", "its label team for linux/arm64 is 'search'",
-        "it has no label tier for linux/arm64", f"it was created at {weeks}, 40.0 days ago for linux/amd64, and policy.max_age is 30.0 days", "it is not signed",
+        "it has no label tier for linux/arm64", f"it was created at {weeks} (40.0 days ago) for linux/amd64, and policy.max_age is 30.0 days",
+        "it is not signed",
     ]:
         assert part in said, (part, said)
     assert "payments" not in said and not list(target.root.rglob("data"))
@@ -313,3 +324,209 @@ def test_a_registry_that_is_gone_is_asked_once_and_named(promote: Promote, regis
     began = time.monotonic()
     said = promote("svc/a:1", "svc/b:1", "svc/c:1", target={"url": silent.url}, timeout=1, parallel=1, fails=True)
     assert "no answer within 1 seconds" in said["msg"] and time.monotonic() - began < 5
+
+
+@pytest.fixture
+def pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """Hold the n-th run of skopeo or cosign at its beginning. The directory: `held` has its process then, `go` lets it go on."""
+    def hold(number: int) -> Path:
+        directory = tmp_path / "pause"
+        directory.mkdir()
+        for program in ("skopeo", "cosign"):
+            script = directory / program
+            script.write_text(
+                f'#!/bin/sh\ncd {directory}\necho "$$ {program} $1" >>runs\n'
+                f'if [ "$(wc -l <runs)" = {number} ]; then echo $$ >held.new; mv held.new held; while [ ! -e go ]; do sleep 0.02; done; fi\n'
+                f'exec {shutil.which(program)} "$@"\n'
+            )
+            script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+        return directory
+
+    return hold
+
+
+class During:
+    """Does something while a run is held, and then lets it go on."""
+
+    def __init__(self, directory: Path, act: Callable[[int], object]) -> None:
+        self._directory, self._act = directory, act
+        self.seen: list[object] = []
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        try:
+            until((self._directory / "held").exists)
+            self.seen.append(self._act(int((self._directory / "held").read_text())))
+        finally:
+            (self._directory / "go").touch()
+
+    def join(self) -> object:
+        self._thread.join()
+        return self.seen[0]
+
+
+def test_a_tag_that_somebody_else_sets_meanwhile_stays(promote: Promote, registry: Registry, target: Registry, pause: Callable[[int], Path]) -> None:
+    registry.push(PATH, "1", made())
+    during = During(pause(1), lambda _process: target.push(PATH, "1", made()))
+    said = promote(f"{PATH}:1", fails=True)
+    theirs = during.join()
+    assert f"the tag {PATH}:1 at the target was set by somebody else meanwhile, to {theirs}; it was left as it is" in said["msg"]
+    assert tags(target) == {"1": theirs}
+
+
+def test_a_tag_that_moves_at_the_source_meanwhile_changes_nothing(
+    promote: Promote, registry: Registry, target: Registry, pause: Callable[[int], Path]
+) -> None:
+    digest = registry.push(PATH, "1", made())
+    during = During(pause(1), lambda _process: registry.push(PATH, "1", made()))
+    promote(f"{PATH}:1")
+    assert during.join() != digest and tags(target) == {"1": digest}
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_a_run_that_is_killed_leaves_the_tag_and_the_next_one_goes_on(
+    promote: Promote, registry: Registry, target: Registry, keys: Keys, pause: Callable[[int], Path], number: int
+) -> None:
+    old = registry.push(PATH, "1", made())
+    promote(f"{PATH}:1")
+    digest = registry.push(PATH, "1", made())
+    keys.sign("ci", registry, digest)
+    wanted = {
+        "policy": {"signed_by": [keys.public("ci")]}, "sign": {"key": keys.private("prod"), "password": KEY_PASSWORD}, "force": True, "promoted_by": "ana",
+    }
+    directory = pause(number)
+    code = (
+        "import json, sys; from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import promote;"
+        "print(promote(**json.loads(sys.argv[1])))"
+    )
+    arguments = {"images": [f"{PATH}:1"], "source": {"url": registry.url}, "target": {"url": target.url}, **wanted}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(arguments)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+    )
+    until((directory / "held").exists)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    names = [line.split(maxsplit=1)[1] for line in (directory / "runs").read_text().splitlines()]
+    assert names == ["cosign public-key", "cosign verify", "skopeo copy", "skopeo copy", "cosign sign"][:number]
+    assert tags(target)["1"] == old
+    (directory / "go").touch()
+    one, = promote(f"{PATH}:1", **wanted)["images"]
+    assert one["previous"] == old and tags(target)["1"] == digest and tags(target)[one["history_tag"]] == old
+    assert keys.signed("ci", target, digest) and keys.signed("prod", target, digest)
+
+
+@pytest.fixture
+def guarded(start_registry: StartRegistry, authority: Authority, keys: Keys, tmp_path: Path) -> tuple[Registry, Registry, str]:
+    """Two registries that speak TLS by an authority of their own and ask for a login; the first has a signed image, whose digest it is."""
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    registries = start_registry(), start_registry()
+    digest = registries[0].push(PATH, "1", made())
+    keys.sign("ci", registries[0], digest)
+    for each in registries:
+        each.stop()
+        each.start({
+            "version": 0.1, "log": {"level": "warn"}, "storage": {"filesystem": {"rootdirectory": str(each.root)}},
+            "http": {"addr": f"127.0.0.1:{each.port}", "tls": {"certificate": str(authority.server_certificate), "key": str(authority.server_key)}},
+            "auth": {"htpasswd": {"realm": "lab", "path": str(tmp_path / "htpasswd")}},
+        })
+        each.scheme = "https"
+    return (*registries, digest)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_no_secret_is_an_argument_or_where_others_can_read_it(
+    run_module: RunModule, guarded: tuple[Registry, Registry, str], keys: Keys, authority: Authority, tmp_path: Path,
+    pause: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, number: int,
+) -> None:
+    source, target, _digest = guarded
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    login = {"username": "promoter", "password": PASSWORD, "ca_certificate": str(authority.certificate)}
+    arguments = {
+        "images": [f"{PATH}:1"], "source": {"url": source.url, **login}, "target": {"url": target.url, **login}, "retries": 0,
+        "policy": {"signed_by": [keys.public("ci")]}, "sign": {"key_text": Path(keys.private("prod")).read_text(), "password": KEY_PASSWORD},
+        "record": str(tmp_path / "record"),
+    }
+    secrets = (PASSWORD, KEY_PASSWORD, base64.b64encode(f"promoter:{PASSWORD}".encode()).decode(), "PRIVATE KEY")
+
+    def look(process: int) -> dict[str, str]:
+        lines = subprocess.run(["ps", "-eo", "args", "-ww"], capture_output=True, text=True, check=True).stdout
+        assert f"{PATH}@sha256:" in lines or number == 1
+        assert not [secret for secret in secrets if secret in lines]
+        assert [stat.S_IMODE(path.stat().st_mode) for path in temporary.iterdir()] == [0o700]
+        return dict(item.split("=", 1) for item in Path(f"/proc/{process}/environ").read_text().split("\0") if "=" in item)
+
+    during = During(pause(number), look)
+    said = run_module(image_promote.main, **arguments)
+    environment = during.join()
+    assert said.get("changed") and said["images"][0]["signed"], said
+    # Only cosign gets the key, and only where it is needed.
+    assert isinstance(environment, dict) and ("COSIGN_PASSWORD" in environment) is (number in (1, 5))
+    assert any("PRIVATE KEY" in value for value in environment.values()) is (number in (1, 5))
+    assert not [name for name, value in environment.items() if PASSWORD in value]
+    assert not list(temporary.iterdir())
+    everything = json.dumps({**said, "invocation": {}}) + (tmp_path / "record").read_text()
+    assert not [secret for secret in secrets if secret in everything]
+    assert stat.S_IMODE((tmp_path / "record").stat().st_mode) & 0o007 == 0
+
+
+def test_what_refuses_a_login_or_is_not_trusted_is_named(
+    run_module: RunModule, guarded: tuple[Registry, Registry, str], authority: Authority, serve: Callable[..., Any], registry: Registry
+) -> None:
+    source, target, _digest = guarded
+    login = {"username": "promoter", "password": PASSWORD, "ca_certificate": authority.certificate.read_text()}
+    given = {"images": [f"{PATH}:1"], "source": {"url": source.url, **login}, "retries": 0}
+    for change, says in [
+        ({"password": "wr0ng-s3cret"}, "The given username and password were refused; correct them."),
+        ({"username": None, "password": None}, "Set username and password."),
+        ({"ca_certificate": None}, "its certificate is not trusted"),
+    ]:
+        said = run_module(image_promote.main, **given, target={"url": target.url, **login, **change})
+        assert said["failed"] and says in said["msg"] and target.url in said["msg"] and "wr0ng-s3cret" not in said["msg"], said
+    assert not list(target.root.rglob("data"))
+    run_module(image_promote.main, **given, target={"url": target.url, **login, "ca_certificate": None, "validate_certs": False})
+    assert list(target.root.rglob("data"))
+    # One that lets read and not write.
+    registry.push(PATH, "1", made())
+    for status, says in [(403, "does not let this user or host push"), (401, "Correct username and password of the target")]:
+        refusing = serve(lambda path, status=status: answer(200 if path == "/v2/" else status if "/uploads/" in path else 404, b"", Connection="close"))
+        said = run_module(image_promote.main, images=[f"{PATH}:1"], source={"url": registry.url}, target={"url": refusing.url}, retries=0)
+        assert said["failed"] and says in said["msg"], said["msg"]
+
+
+def test_what_is_wrong_with_the_arguments_is_said_before_anything_is_asked(
+    promote: Promote, registry: Registry, target: Registry, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.push(PATH, "1", made())
+    (tmp_path / "file").touch()
+    image = f"{PATH}:1"
+    for given, says in [
+        ({"record": str(tmp_path / "absent" / "record")}, f"record: {tmp_path}/absent/record can't keep the record: {tmp_path}/absent is no directory"),
+        ({"record": str(tmp_path)}, "can't be written to"),
+        ({"policy": {"signed_by": ["/absent.pub"]}}, "policy.signed_by[1]: /absent.pub can't be read (No such file or directory)"),
+        ({"policy": {"signed_by": [keys.private("ci")]}}, "ci.key is a private key"),
+        ({"policy": {"signed_by": [str(tmp_path / "file")]}}, "file is no public key"),
+        ({"policy": {"max_age": "a month"}}, "policy.max_age: 'a month' is no length of time"),
+        ({"sign": {"key": "/absent.key"}}, "sign.key: /absent.key can't be read"),
+        ({"sign": {"key": keys.public("ci")}}, "the signing key"),
+        ({"sign": {"password": KEY_PASSWORD}}, "one of the following is required: key, key_text"),
+        ({"source": {"url": f"{registry.url}/artifactory/docker"}}, "it has a path"),
+        ({"target": {"url": "prod.test"}}, "it is no URL of a registry"),
+        ({"parallel": 0}, "parallel: 0 promotes nothing"),
+    ]:
+        said = promote(image, fails=True, **given)
+        assert says in said["msg"], (says, said["msg"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = promote(image, fails=True, policy={"signed_by": [keys.public("ci")]})
+    assert "skopeo and cosign not found on this host. Install: apt-get install skopeo cosign" in said["msg"]
+    assert not list(target.root.rglob("*"))
+
+
+def test_a_record_that_the_disk_refuses_is_in_the_error(promote: Promote, registry: Registry, target: Registry) -> None:
+    digest = registry.push(PATH, "1", made())
+    said = promote(f"{PATH}:1", record="/dev/full", fails=True)
+    assert "it was done, but /dev/full can't be written to (No space left on device)" in said["msg"] and tags(target) == {"1": digest}
+    assert json.loads(said["msg"].rpartition("Append this line to it: ")[2])["digest"] == digest and said["changed"]
