@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion import Key
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError, public_url
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
 
 # What else the caller's environment would make them do.
 _FOREIGN = re.compile(r"COSIGN_|SIGSTORE_|REGISTRY_AUTH_FILE$|DOCKER_CONFIG$|SSL_CERT_FILE$")
@@ -72,12 +72,13 @@ class Endpoint:
 
     def client(self, **waiting: Any) -> RegistryClient:
         """Raises RegistryFleetError for a URL that is none, or one that only this client could use."""
-        if urlsplit(self.url).path.strip("/"):
-            why = "it has a path, below which neither container engines nor skopeo and cosign find a registry"
-            raise RegistryError(f"{self.role}: {public_url(self.url)}", why, "Write https://host[:port], and put the path before each image's.")
-        return RegistryClient(
+        client = RegistryClient(
             self.url, username=self.username, password=self.password, ca_certificate=self.ca_certificate, validate_certs=self.validate_certs, **waiting
         )
+        if urlsplit(self.url).path.strip("/"):
+            why = "has a path, below which neither container engines nor skopeo and cosign find a registry"
+            raise RegistryFleetError(f"{self.role}.url: {self.url} {why}. Write https://host[:port], and put the path before each image's.")
+        return client
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -28,12 +29,13 @@ def target(start_registry: StartRegistry, registry: Registry) -> Registry:
 @pytest.fixture
 def play(registry: Registry, target: Registry, tmp_path: Path) -> Play:
     """Run promote.yml from `registry`, of the scope ci_snapshots, to `target`; what it prints."""
-    def run(*arguments: str, fails: bool = False, policy: dict[str, Any] | None = None, scope: str = "archive", **variables: Any) -> str:
-        known = [
-            {"name": "snapshots", "scope": "ci_snapshots", "url": registry.url},
-            {"name": "released", "scope": scope, "url": target.url, **({"policy": policy} if policy else {})},
-        ]
-        (tmp_path / "inventory.json").write_text(json.dumps({"all": {"vars": {
+    def run(
+        *arguments: str, fails: bool = False, scope: str = "archive", policy: dict[str, Any] | None = None, sign: dict[str, Any] | None = None,
+        groups: dict[str, Any] | None = None, **variables: Any,
+    ) -> str:
+        released = {"name": "released", "scope": scope, "url": target.url, "policy": policy, "sign": sign}
+        known = [{"name": "snapshots", "scope": "ci_snapshots", "url": registry.url}, {key: value for key, value in released.items() if value}]
+        (tmp_path / "inventory.json").write_text(json.dumps({**(groups or {}), "all": {"vars": {
             "promote_registries": known, "promote_record": str(tmp_path / "record.jsonl"), "ansible_python_interpreter": sys.executable,
             "promote_from": "snapshots", "promote_to": "released", **variables,
         }}}))
@@ -88,3 +90,37 @@ def test_what_is_wrong_is_said_before_anything_is_asked(play: Play, registry: Re
         said = play(fails=True, **variables)
         assert says in " ".join(said.split()), said
     assert digest and not digest_at(target, "svc/app", "1")
+
+
+def test_prod_takes_what_is_signed_and_from_the_snapshots(play: Play, registry: Registry, target: Registry, tmp_path: Path) -> None:
+    push(registry, "svc/app", "1")
+    environment = {**os.environ, "COSIGN_PASSWORD": "k3y-s3cret"}
+    for name in ("ci", "prod"):
+        subprocess.run(["cosign", "generate-key-pair", f"--output-key-prefix={tmp_path / name}"], env=environment, check=True, capture_output=True)
+    wanted = {"scope": "prod", "promote_images": ["svc/app:1"]}
+    rules = {"signed_by": [str(tmp_path / "ci.pub")]}
+    assert "it is not signed" in play(fails=True, policy=rules, **wanted)
+    place = f"127.0.0.1:{registry.port}/svc/app:1"
+    subprocess.run(["cosign", "sign", f"--key={tmp_path / 'ci.key'}", "--tlog-upload=false", "--yes", place], env=environment, check=True, capture_output=True)
+    said = play(fails=True, policy={**rules, "sources": ["ci.test/**"]}, **wanted)
+    assert "and policy.sources has only ci.test/**" in " ".join(said.split())
+    assert not digest_at(target, "svc/app", "1")
+    said = play("-vvv", policy=rules, sign={"key": str(tmp_path / "prod.key"), "password": "k3y-s3cret"}, **wanted)
+    assert "sign it with the target's key, set the tag 1" in " ".join(said.split()) and "k3y-s3cret" not in said
+    place = f"127.0.0.1:{target.port}/svc/app:1"
+    subprocess.run(["cosign", "verify", f"--key={tmp_path / 'prod.pub'}", "--private-infrastructure", place], check=True, capture_output=True)
+
+
+def test_what_was_promoted_is_warmed_where_an_upstream_has_it(play: Play, registry: Registry, target: Registry) -> None:
+    """Here is no mirror host: how far warm.yml comes says which images it was given."""
+    push(registry, "svc/app", "1")
+    fleet = {
+        "promote_images": ["svc/app:1", "svc/absent:1"], "mirror_edge_tls": "none", "promote_warm": True,
+        "mirror_upstreams": [{"name": "released", "url": "http://other.test", "port": 5000, "canary": "a:1"}],
+    }
+    groups = {"mirrors": {"hosts": {"mirror1": {"ansible_connection": "local"}}}, "dc_a": {"hosts": {"mirror1": {}}}}
+    said = " ".join(play(groups=groups, fails=True, **{**fleet, "promote_warm": False}).split())
+    assert "no upstream serves" not in said and "svc/absent:1: the source" in said.rpartition("None failed")[2]
+    said = " ".join(play(groups=groups, fails=True, **fleet).split())
+    assert f"127.0.0.1:{target.port}/svc/app:1: no upstream serves 127.0.0.1:{target.port}" in said, said
+    assert f"127.0.0.1:{target.port}/svc/absent:1" not in said.rpartition("The upstream of each image is known")[2]

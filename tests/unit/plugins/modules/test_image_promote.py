@@ -513,7 +513,7 @@ def test_what_is_wrong_with_the_arguments_is_said_before_anything_is_asked(
         ({"sign": {"key": "/absent.key"}}, "sign.key: /absent.key can't be read"),
         ({"sign": {"key": keys.public("ci")}}, "the signing key"),
         ({"sign": {"password": KEY_PASSWORD}}, "one of the following is required: key, key_text"),
-        ({"source": {"url": f"{registry.url}/artifactory/docker"}}, "it has a path"),
+        ({"source": {"url": f"{registry.url}/artifactory/docker"}}, f"source.url: {registry.url}/artifactory/docker has a path"),
         ({"target": {"url": "prod.test"}}, "it is no URL of a registry"),
         ({"parallel": 0}, "parallel: 0 promotes nothing"),
     ]:
