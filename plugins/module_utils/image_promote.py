@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import time
@@ -192,10 +193,18 @@ def promote(
         tools = stack.enter_context(Tools(*ends, retries=waiting.get("retries", 3), timeout=copy_timeout))
         key = parse_key(tools.public_key(signing), "sign.key") if signing else None
         pool, askers = stack.enter_context(ThreadPoolExecutor(parallel)), stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
-        run = _Run(ends, clients[0], clients[1], tools, Settings(rules, signing, force, notes, promoted_by, dry), key, askers)
+        run = _Run(ends, clients[0], clients[1], tools, Settings(rules, signing, force, notes, promoted_by or whoever(), dry), key, askers)
         reports = list(pool.map(run.promote, wanted))
     changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
     return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
+
+
+def whoever() -> str:
+    """The user who runs this, or who became it by sudo."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"user {os.getuid()}"
 
 
 def failure(report: Mapping[str, Any]) -> str:
@@ -309,7 +318,8 @@ class _Run:
                 raise RegistryFleetError(f"it is not whole at the source: {why}. Push it there again.") from None
             if inner.is_index:
                 raise RegistryFleetError(f"its index names an index again, {item.digest}, which no engine pulls. Push it as one index.")
-            return _Node(item, inner, content, item.platform, not item.about and item.platform != "unknown/unknown")
+            # Only by this platform does an engine know what is no image; an annotation could hide one from the policy.
+            return _Node(item, inner, content, item.platform, item.platform != "unknown/unknown")
 
         return [top, *self._each({item.digest: item for item in manifest.manifests}.values(), child)]
 
@@ -329,6 +339,8 @@ class _Run:
         policy, found, signed_by = self._settings.policy, [], ""
         facts: list[Facts] = []
         if policy.labels or policy.max_age:
+            if not platforms:
+                found.append("it has no image for any platform")
             facts = self._each(platforms, lambda node: read_facts(node.platform, self._config(wanted.path, node), node.document, top.document))
         found += violations(policy, self._source.url, wanted.path, facts, now, with_age)
         reasons = []

@@ -158,7 +158,9 @@ class Tools:
 
     def sign(self, path: str, digest: str, key: SigningKey, annotations: Mapping[str, str]) -> None:
         """Add a signature to a manifest at the target; the annotations are signed with it."""
-        options = ["sign", _key_option(key), "--tlog-upload=false", "--yes", *(f"--annotations={name}={value}" for name, value in annotations.items())]
+        # cosign reads a line of comma-separated values there, and takes no second = in one of them.
+        quoted = (f"{name}={value.replace('=', ':')}".replace('"', '""') for name, value in annotations.items())
+        options = ["sign", _key_option(key), "--tlog-upload=false", "--yes", *(f'--annotations="{each}"' for each in quoted)]
         done = self._cosign("dest", options, path, digest, _key_environment(key))
         if done.returncode:
             raise self._error("cosign", f"{path}@{digest} could not be signed", done.stderr)

@@ -269,9 +269,6 @@ counts:
   sample: {"images": 2, "promoted": 2, "failed": 0}
 """
 
-import getpass
-import os
-
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -330,7 +327,6 @@ def main() -> None:
     given = {name: value for name, value in module.params.items() if value is not None}
     for name in ("source", "target"):
         given[name] = {key: value for key, value in given[name].items() if value is not None}
-    given.setdefault("promoted_by", os.environ.get("SUDO_USER") or getpass.getuser())
     try:
         report = promote(dry=module.check_mode, **given)
     except RegistryFleetError as error:

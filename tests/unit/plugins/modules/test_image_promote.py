@@ -249,14 +249,30 @@ def test_what_the_policy_does_not_let_in_is_named_all_at_once(promote: Promote, 
     promote(f"{PATH}:1 as {PATH}:2", policy={**held, "max_age": "1d"}, fails=True)
 
 
+@pytest.mark.parametrize("hidden", ["as attestations", "by annotations"])
+def test_no_platform_hides_from_the_policy(promote: Promote, registry: Registry, target: Registry, hidden: str) -> None:
+    image = made(labels={"team": "search"})
+    digest = registry.push(PATH, "1", image)
+    entry: dict[str, Any] = {"mediaType": image.media_type, "digest": digest, "size": len(image.manifest)}
+    if hidden == "as attestations":
+        entry["platform"] = {"os": "unknown", "architecture": "unknown"}
+    else:
+        entry.update(platform={"os": "linux", "architecture": "amd64"}, annotations={"vnd.docker.reference.digest": digest})
+    index = json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": [entry]}).encode()
+    registry.push_manifest(PATH, "2", index, f"{OCI}.index.v1+json")
+    said = promote(f"{PATH}:2", policy={"labels": {"team": "payments"}}, fails=True)["msg"]
+    assert ("no image for any platform" if hidden == "as attestations" else "its label team for linux/amd64 is 'search'") in said
+
+
 def test_it_is_signed_again_once_and_keeps_the_other_signatures(promote: Promote, registry: Registry, target: Registry, keys: Keys) -> None:
     digest = registry.push(PATH, "1", made())
     keys.sign("ci", registry, digest)
-    wanted = {"policy": {"signed_by": [keys.public("ci")]}, "sign": {"key": keys.private("prod"), "password": KEY_PASSWORD}, "promoted_by": "ana"}
+    wanted: dict[str, Any] = {"policy": {"signed_by": [keys.public("ci")]}, "sign": {"key": keys.private("prod"), "password": KEY_PASSWORD}}
+    wanted["promoted_by"] = 'ana, "the" lead=1'
     assert promote(f"{PATH}:1", **wanted)["images"][0]["signed"]
     assert keys.signed("ci", target, digest) and keys.signed("prod", target, digest)
     payload = json.loads(cosign("verify", f"--key={keys.public('prod')}", "--private-infrastructure", f"127.0.0.1:{target.port}/{PATH}@{digest}"))
-    assert payload[0]["optional"]["promoted-by"] == "ana" and payload[0]["optional"]["promoted-from"] == f"127.0.0.1:{registry.port}/{PATH}"
+    assert payload[0]["optional"]["promoted-by"] == 'ana, "the" lead:1' and payload[0]["optional"]["promoted-from"] == f"127.0.0.1:{registry.port}/{PATH}"
     assert not promote(f"{PATH}:1", **wanted)["changed"]
     # A signature that the source got since comes too, and the target's own stays.
     keys.sign("other", registry, digest)
