@@ -318,10 +318,10 @@ class _Run:
                 raise RegistryFleetError(f"it is not whole at the source: {why}. Push it there again.") from None
             if inner.is_index:
                 raise RegistryFleetError(f"its index names an index again, {item.digest}, which no engine pulls. Push it as one index.")
-            # Only by this platform does an engine know what is no image; an annotation could hide one from the policy.
-            return _Node(item, inner, content, item.platform, item.platform != "unknown/unknown")
+            return _Node(item, inner, content, item.platform, _is_platform(item))
 
-        return [top, *self._each({item.digest: item for item in manifest.manifests}.values(), child)]
+        # Of a manifest that is named twice, what makes it an image counts: nothing may hide one from the policy.
+        return [top, *self._each({item.digest: item for item in sorted(manifest.manifests, key=_is_platform)}.values(), child)]
 
     def _missing_blobs(self, wanted: Wanted, nodes: Sequence[_Node]) -> list[Descriptor]:
         """What the target lacks. Raises RegistryFleetError if the source lacks one of these."""
@@ -461,6 +461,11 @@ class _Run:
 
     def _each(self, items: Iterable[T], work: Callable[[T], R]) -> list[R]:
         return list(self._pool.map(work, items))
+
+
+def _is_platform(item: Descriptor) -> bool:
+    """Only by this platform does an engine know what is no image; annotations are of no account."""
+    return item.platform != "unknown/unknown"
 
 
 def _timestamp() -> str:

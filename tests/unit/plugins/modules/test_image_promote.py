@@ -249,16 +249,16 @@ def test_what_the_policy_does_not_let_in_is_named_all_at_once(promote: Promote, 
     promote(f"{PATH}:1 as {PATH}:2", policy={**held, "max_age": "1d"}, fails=True)
 
 
-@pytest.mark.parametrize("hidden", ["as attestations", "by annotations"])
+@pytest.mark.parametrize("hidden", ["as attestations", "by annotations", "behind itself"])
 def test_no_platform_hides_from_the_policy(promote: Promote, registry: Registry, target: Registry, hidden: str) -> None:
     image = made(labels={"team": "search"})
     digest = registry.push(PATH, "1", image)
     entry: dict[str, Any] = {"mediaType": image.media_type, "digest": digest, "size": len(image.manifest)}
-    if hidden == "as attestations":
-        entry["platform"] = {"os": "unknown", "architecture": "unknown"}
-    else:
-        entry.update(platform={"os": "linux", "architecture": "amd64"}, annotations={"vnd.docker.reference.digest": digest})
-    index = json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": [entry]}).encode()
+    unknown, linux = ({**entry, "platform": {"os": name, "architecture": arch}} for name, arch in (("unknown", "unknown"), ("linux", "amd64")))
+    listed = {
+        "as attestations": [unknown], "by annotations": [{**linux, "annotations": {"vnd.docker.reference.digest": digest}}], "behind itself": [linux, unknown],
+    }
+    index = json.dumps({"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": listed[hidden]}).encode()
     registry.push_manifest(PATH, "2", index, f"{OCI}.index.v1+json")
     said = promote(f"{PATH}:2", policy={"labels": {"team": "payments"}}, fails=True)["msg"]
     assert ("no image for any platform" if hidden == "as attestations" else "its label team for linux/amd64 is 'search'") in said
