@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """skopeo, which copies between two registries, and cosign, which verifies and signs.
 
-No secret is an argument: logins are in files that only this user reads and that go with the object, a signing key's password is in the
-environment of the one program that needs it. Options: github.com/containers/skopeo/blob/main/docs/skopeo-copy.1.md,
+No secret is an argument or on a disk: logins are in files in memory that only children inherit, so that nothing stays of a run that is killed;
+a signing key's password is in the environment of the one program that needs it. Options: github.com/containers/skopeo/blob/main/docs/skopeo-copy.1.md,
 github.com/sigstore/cosign/tree/main/doc (version 2).
 """
 
@@ -96,11 +96,12 @@ class Tools:
     def __init__(self, source: Endpoint, target: Endpoint, *, retries: int = 3, timeout: float = 3600) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="mirrorfleet-"))
         self._ends = {"src": source, "dest": target}
+        self._logins: dict[str, int] = {}
         self._retries, self._timeout = retries, timeout
         self._environment = {key: value for key, value in os.environ.items() if not _FOREIGN.match(key)}
         try:
             for side, end in self._ends.items():
-                self._configure(self._directory / side, end)
+                self._configure(side, end)
         except BaseException:
             self.close()
             raise
@@ -112,17 +113,21 @@ class Tools:
         self.close()
 
     def close(self) -> None:
+        for descriptor in self._logins.values():
+            os.close(descriptor)
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _configure(self, directory: Path, end: Endpoint) -> None:
+    def _configure(self, side: str, end: Endpoint) -> None:
+        directory = self._directory / side
+        directory.mkdir()
         # What is not given is not looked for elsewhere: a login of somebody's on this host is not the one that was meant.
         login = base64.b64encode(f"{end.username}:{end.password}".encode()).decode()
-        directory.mkdir(0o700)
-        _write(directory / "config.json", json.dumps({"auths": {end.host: {"auth": login}} if end.username else {}}))
+        self._logins[side] = os.memfd_create("login")
+        os.write(self._logins[side], json.dumps({"auths": {end.host: {"auth": login}} if end.username else {}}).encode())
+        (directory / "config.json").symlink_to(f"/dev/fd/{self._logins[side]}")
         if end.ca_certificate:
-            is_text = "-----BEGIN" in end.ca_certificate
             (directory / "certs").mkdir()
-            _write(directory / "certs" / "ca.crt", end.ca_certificate if is_text else _read(end.ca_certificate, f"{end.role}.ca_certificate"))
+            (directory / "certs" / "ca.crt").write_text(read_text_or_file(end.ca_certificate, f"{end.role}.ca_certificate"), encoding="utf-8")
 
     def copy(self, path: str, digest: str, to_path: str) -> None:
         """Bring a manifest and all that it names, for all platforms, to the target under its digest, without a tag."""
@@ -181,7 +186,7 @@ class Tools:
         try:
             return subprocess.run(
                 [program, *arguments], env={**self._environment, **(environment or {})}, cwd=self._directory, stdin=subprocess.DEVNULL,
-                capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=self._timeout,
+                pass_fds=tuple(self._logins.values()), capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=self._timeout,
             )
         except subprocess.TimeoutExpired:
             remedy = "Look at the way to both registries, or raise copy_timeout."
@@ -232,20 +237,12 @@ def _said(stderr: str) -> str:
     return " ".join((errors or lines or ["nothing"])[-1].split())[:1000]
 
 
-def _write(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _read(path: str, option: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise RegistryFleetError(f"{option}: {path} can't be read ({why}). Give the path of a file on this host, or its text.") from None
-
-
 def read_text_or_file(value: str, option: str) -> str:
     """PEM text as it is, or that of the file whose path is given. Raises RegistryFleetError."""
-    return value if "-----BEGIN" in value else _read(value, option)
+    if "-----BEGIN" in value:
+        return value
+    try:
+        return Path(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise RegistryFleetError(f"{option}: {value} can't be read ({why}). Give the path of a file on this host, or its text.") from None

@@ -419,7 +419,7 @@ def test_a_run_that_is_killed_leaves_the_tag_and_the_next_one_goes_on(
     )
     arguments = {"images": [f"{PATH}:1"], "source": {"url": registry.url}, "target": {"url": target.url}, **wanted}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(arguments)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        [sys.executable, "-c", code, json.dumps(arguments)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS), "TMPDIR": str(directory)},
     )
     until((directory / "held").exists)
     os.killpg(process.pid, signal.SIGKILL)
@@ -473,6 +473,8 @@ def test_no_secret_is_an_argument_or_where_others_can_read_it(
         assert f"{PATH}@sha256:" in lines or number == 1
         assert not [secret for secret in secrets if secret in lines]
         assert [stat.S_IMODE(path.stat().st_mode) for path in temporary.iterdir()] == [0o700]
+        on_disk = b"".join(path.read_bytes() for path in temporary.rglob("*") if path.is_file() and not path.is_symlink()).decode()
+        assert not [secret for secret in secrets if secret in on_disk]
         return dict(item.split("=", 1) for item in Path(f"/proc/{process}/environ").read_text().split("\0") if "=" in item)
 
     during = During(pause(number), look)
