@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Sequence
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.age import parse_age
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.retention import Rule, Tag, expired
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Store
