@@ -330,7 +330,7 @@ def object_storage() -> Iterator[ObjectStorage]:
             "master.port": master, "master.port.grpc": master_grpc, "volume.port": volume, "volume.port.grpc": volume_grpc, "volume.max": 100,
             "filer": "true", "filer.port": filer, "filer.port.grpc": filer_grpc, "filer.localSocket": f"{directory}/filer.sock",
             "s3": "true", "s3.port": s3, "s3.port.grpc": s3_grpc, "s3.config": f"{directory}/s3.json", "s3.localSocket": f"{directory}/s3.sock",
-            "s3.iam": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
+            "s3.iam": "false", "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
         }
         with open(f"{directory}/log", "wb") as log:
             process = subprocess.Popen(
