@@ -42,7 +42,8 @@ PASSWORDS = {"alice": "tea", "builder": "steel", "promoter": "stairs"}
 ROLE_OF = {"alice": "reader", "builder": "ci", "promoter": "promotion"}
 # Who comes, as Authorization says it.
 CALLERS = {
-    "none": "", **{ROLE_OF[name]: f"{name}:{password}" for name, password in PASSWORDS.items()}, "wrong": "builder:wrong", "unknown": "mallory:wrong",
+    "none": "", **{ROLE_OF[name]: f"{name}:{password}" for name, password in PASSWORDS.items()},
+    "wrong-ci": "builder:wrong", "wrong-promotion": "promoter:wrong", "unknown": "mallory:wrong",
 }
 SCOPES = ("sandbox", "ci_tests", "ci_snapshots", "prod")
 # Who may write where.
@@ -204,7 +205,8 @@ def test_everybody_reads(filled: Registries, scope: str, who: str) -> None:
 def test_only_who_may_writes(filled: Registries, scope: str, who: str) -> None:
     """Each kind of caller with each method that writes; what is refused leaves nothing behind."""
     may = who in WRITERS[scope]
-    refused = {"none": 401, "wrong": 401 if "ci" in WRITERS[scope] else 403}.get(who, 403)
+    # Whether a password is right is found out of those only whose name may write.
+    refused = 401 if who == "none" or who in {f"wrong-{role}" for role in WRITERS[scope]} else 403
     repository = f"of/{who}"
     blob = f"{scope} {who}".encode()
 
@@ -219,6 +221,9 @@ def test_only_who_may_writes(filled: Registries, scope: str, who: str) -> None:
     place = headers["Location"] if may else place
     if may:
         assert filled.request(scope, "PUT", f"{place}&digest={digest_of(blob)}", who)[0] == 201
+        assert filled.request(scope, "POST", f"/v2/of/another/blobs/uploads/?mount={digest_of(blob)}&from=of/theirs", who)[0] == 201
+        other_place = filled.request(scope, "POST", f"/v2/{repository}/blobs/uploads/", who)[1]["Location"]
+        assert filled.request(scope, "DELETE", other_place, who)[0] == 204
     else:
         assert filled.request(scope, "PUT", f"{place}&digest={digest_of(blob)}", who, blob)[0] == refused
         assert filled.request(scope, "DELETE", place, who)[0] == refused
@@ -260,7 +265,10 @@ def test_a_client_that_asks_for_tokens_gets_its_login_back(filled: Registries) -
     assert filled.request("ci_snapshots", "POST", "/v2/svc/app/blobs/uploads/", "ci", scheme="Bearer")[0] == 202
 
 
-@pytest.mark.parametrize(("who", "expected"), [("none", 401), ("reader", 200), ("ci", 200), ("promotion", 200), ("wrong", 401), ("unknown", 401)])
+@pytest.mark.parametrize(("who", "expected"), [
+    ("none", 401), ("reader", 200), ("ci", 200), ("promotion", 200), ("wrong-ci", 401), ("wrong-promotion", 401),
+    ("unknown", 401),
+])
 @pytest.mark.parametrize("scope", SCOPES[1:])
 def test_a_login_is_checked(filled: Registries, scope: str, who: str, expected: int) -> None:
     assert filled.request(scope, "GET", "/v2/", who)[0] == expected
