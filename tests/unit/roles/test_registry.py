@@ -486,11 +486,11 @@ def test_a_bucket_that_can_not_be_read_is_told(in_buckets: InBuckets, object_sto
             skopeo("--src-tls-verify=false", place, f"dir:{tmp_path}/copy"),
             skopeo("--dest-tls-verify=false", "--dest-creds", CALLERS["promotion"], source, place),
         ):
-            assert each.returncode != 0 and "500" in each.stderr, each.stderr
+            assert each.returncode != 0 and "503" in each.stderr, each.stderr
         for door, method, target in (("read", "GET", "manifests/1"), ("write", "POST", "blobs/uploads/")):
             status, _headers, said = in_buckets.request(name, method, f"/v2/svc/app/{target}", "promotion")
             told = f"the storage of the registry {name} (prod) fails; its log says why: journalctl -u mirrorfleet-registry-{door}@{name}"
-            assert (status, json.loads(said)["errors"][0]["message"]) == (500, told)
+            assert (status, json.loads(said)["errors"][0]["message"]) == (503, told)
             assert why in (in_buckets.base / f"{name}-{door}.log").read_text()
     logs = [path.read_text() for path in in_buckets.base.glob("*.log")]
     assert not [each for each in (*logs, done.stdout, done.stderr) if "wander3r" in each or object_storage.secret_key in each]
