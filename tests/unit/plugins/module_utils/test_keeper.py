@@ -296,7 +296,7 @@ def push_and_push(registry: Registry, repository: str, elsewhere: str, end: floa
     late = 0.0
     while time.monotonic() < end:
         number += 1
-        tag, wanted = str(number % 4), image(*(f"layer {chance.randrange(40)}" for _ in range(2)), label=f"{repository} {number}")
+        tag, wanted = str(number % 4), image(*(f"layer {chance.randrange(40)}" for _layer in range(2)), label=f"{repository} {number}")
         said = push_what_lacks(registry, repository, tag, wanted, elsewhere)
         if said:
             assert b"BLOB_UNKNOWN" in said
