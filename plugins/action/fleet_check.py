@@ -14,7 +14,7 @@ from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet, hubs
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import fleet, hubs, registries
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import SECRETS, Missing
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -52,7 +52,7 @@ class ActionModule(ActionBase):
         reader = _Reader(self._loader, known)
         values: dict[str, dict[str, object]] = {}
         for host in hosts:
-            mine = {group for group in ("mirrors", "docker_hosts") if host in groups.get(group, ())}
+            mine = {group for group in fleet.GROUPS if host in groups.get(group, ())}
             values[host] = reader.read(raw[host], {name for name in known if mine.intersection(fleet.read_on(name))})
         problems += slips + fleet.value_problems(groups, values, known)
         first = {name: each["mirrors"][0] for name, each in fleet.data_centers(groups).items() if each["mirrors"]}
@@ -94,7 +94,7 @@ class _Reader:
                 used.add("inventory_hostname")
             key = (name, _frozen(variables[name]), tuple((each, _frozen(variables.get(each))) for each in sorted(used - _EVERYTHING)))
             if key not in self._values:
-                apart = name == "mirror_upstreams"
+                apart = name in ("mirror_upstreams", "registry_here", "registry_users")
                 self._values[key] = self._template(variables[name], variables, secret=name not in fleet.VARIABLES, apart=apart)
             values[name] = self._values[key]
         return values
@@ -105,7 +105,7 @@ class _Reader:
             return Templar(loader=self._loader, variables=variables).template(value)
         except AnsibleError as error:
             if apart and isinstance(value, dict):
-                return {key: self._template(each, variables, key in SECRETS, apart) for key, each in value.items()}
+                return {key: self._template(each, variables, key in (*SECRETS, *registries.SECRETS), apart) for key, each in value.items()}
             if apart and isinstance(value, list):
                 return [self._template(each, variables, secret, apart) for each in value]
             return Missing(_reason(error, secret))

@@ -11,7 +11,7 @@ from typing import Any, Iterable, Mapping, Sequence, TypedDict, Union
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils import upstreams
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import registries, upstreams
 
 # The variables that belong to no role, in the form of an argument specification. Explained in docs/variables.md.
 VARIABLES: dict[str, dict[str, Any]] = {
@@ -35,6 +35,8 @@ VARIABLES: dict[str, dict[str, Any]] = {
 }
 # Mirror hosts and docker hosts must agree on these, or the ones look for what the others do not offer.
 SAME_IN_A_DATA_CENTER = ("mirror_upstreams", "mirror_name", "mirror_parent", "mirror_virtual_address", "mirror_edge_tls", "mirror_ca_directory")
+# The groups whose hosts are the fleet.
+GROUPS = ("mirrors", "docker_hosts", "registries")
 # A port on every mirror host that is no upstream's.
 STATS_BIND = "haproxy_front_stats_bind"
 # Both have a directory for each upstream in them, and a coalescer empties its own.
@@ -91,13 +93,15 @@ class Report:
 
 def members(groups: Groups) -> set[str]:
     """The hosts of the fleet."""
-    return {host for name in ("mirrors", "docker_hosts") for host in groups.get(name, ())}
+    return {host for name in GROUPS for host in groups.get(name, ())}
 
 
 def read_on(name: str) -> tuple[str, ...]:
     """The groups whose hosts read a variable. On others it may be set for a whole data center, and is looked at by nobody."""
     if name in VARIABLES or name in SAME_IN_A_DATA_CENTER:
-        return "mirrors", "docker_hosts"
+        return GROUPS
+    if name.startswith("registry_"):
+        return ("registries",)
     return ("docker_hosts",) if name.startswith("docker_mirror_") else ("mirrors",)
 
 
@@ -117,12 +121,13 @@ def data_centers(groups: Groups, levels: Mapping[str, int] | None = None) -> dic
 def structure_problems(groups: Groups) -> list[str]:
     """What is wrong with the groups of the whole inventory."""
     problems = []
-    for wanted in ("mirrors", "docker_hosts"):
+    for wanted in GROUPS:
         if wanted not in groups:
             meant = upstreams.near_miss(wanted, (name for name in groups if not name.startswith("dc_")))
             if meant:
                 problems.append(f"group {meant}: is no group that anything looks for. Write {wanted}.")
-    if not groups.get("mirrors"):
+    # Registries are of use without mirrors, too.
+    if not groups.get("mirrors") and (groups.get("docker_hosts") or not groups.get("registries")):
         problems.append("group mirrors: has no host. Put the mirror hosts of every data center into it.")
     homes: dict[str, list[str]] = {}
     for name, data_center in data_centers(groups).items():
@@ -154,6 +159,11 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
                 problem = _value_problem(name, value, specs[name])
                 if problem:
                     report.add(problem, host)
+        if host in groups.get("registries", ()):
+            for problem in registry_problems(variables, mirrored=host in groups.get("mirrors", ())):
+                report.add(problem, host)
+        if host not in groups.get("mirrors", ()) and host not in groups.get("docker_hosts", ()):
+            continue
         if variables.get("mirror_upstreams", []) == []:
             report.add("mirror_upstreams: is not there, or empty. Write the list of upstreams into group_vars/all.", host)
             continue
@@ -172,7 +182,25 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
             report.add("mirror_name: leads to one mirror host, and mirror_virtual_address to whichever is well. Write a name whose address that is.", host)
         if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
             report.add("mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, so that the playbooks can pull.", host)
-    return report.lines() + _differences(groups, values, specs)
+    shared = registries.host_clashes({
+        host: registries.read(variables.get("registry_here", []))[0] for host, variables in values.items() if host in groups.get("registries", ())
+    })
+    return report.lines() + shared + _differences(groups, values, specs)
+
+
+def registry_problems(variables: Mapping[str, object], mirrored: bool) -> list[str]:
+    """What is wrong with the registries of a host and with their users. mirrored: whether it is a mirror host, too."""
+    days, newest = variables.get("registry_keep_days", registries.DAYS), variables.get("registry_keep_newest", registries.NEWEST)
+    good, problems = registries.check(variables.get("registry_here", []), variables.get("registry_users", []), days, newest)
+    taken = {
+        port: f"the {use} port of upstream {upstream['name']!r}"
+        for upstream in upstreams.read(variables.get("mirror_upstreams", []))[0] for use, port in upstream["ports"].items()
+    } if mirrored else {}
+    runtime = variables.get("registry_runtime", variables.get("mirror_runtime", "package"))
+    return problems + registries.driver_problems(good, runtime) + [
+        f"registry_here: registry {each['name']!r}: port: {each['port']}: is {taken[each['port']]}. Write another port."
+        for each in good if each["port"] in taken
+    ]
 
 
 def virtual_address_problems(groups: Groups, addresses: Mapping[str, object], checked: set[str]) -> list[str]:
@@ -237,8 +265,9 @@ def _stats_clashes(value: object, bind: object) -> list[str]:
 def _differences(groups: Groups, values: Values, specs: Specs) -> list[str]:
     """Where the hosts of a data center do not agree."""
     problems = []
+    mirrored = {*groups.get("mirrors", ()), *groups.get("docker_hosts", ())}
     for group in sorted(groups):
-        hosts = [host for host in groups[group] if host in values] if group.startswith("dc_") else []
+        hosts = [host for host in groups[group] if host in values and host in mirrored] if group.startswith("dc_") else []
         for name in SAME_IN_A_DATA_CENTER:
             found = {host: values[host].get(name, specs.get(name, {}).get("default")) for host in hosts}
             for other in hosts[1:]:

@@ -137,7 +137,7 @@ class Answer:
 
 
 class HttpClient:
-    """GET and HEAD over kept-alive connections to any number of origins, from any number of threads.
+    """Requests over kept-alive connections to any number of origins, from any number of threads.
 
     ``ca_certificate`` is PEM text or a file's path; it is trusted beside the system's authorities, as in Docker's certs.d.
     ``timeout`` bounds each wait for the other side, not a whole transfer; all times are seconds. Raises RegistryError.
@@ -155,13 +155,13 @@ class HttpClient:
         self._tls = _tls_context(ca_certificate, validate_certs)
 
     @contextmanager
-    def get(self, url: str, headers: Mapping[str, str], method: str = "GET") -> Iterator[Answer]:
+    def get(self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | None = None) -> Iterator[Answer]:
         """The answer, whatever its status. The connection is kept if all of the body was read."""
         origin = _origin(url)
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            connection, response = self._request(url, origin, method, target, headers)
+            connection, response = self._request(url, origin, method, target, headers, body)
         except RegistryError as error:
             error.method = method
             raise
@@ -177,7 +177,7 @@ class HttpClient:
                 connection.close()
 
     def _request(
-        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str]
+        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         late = f"no answer within {self._timeout:g} seconds"
         with self._lock:
@@ -187,13 +187,13 @@ class HttpClient:
             # The other side may have closed an idle connection, which is no fault; so a new one is tried at once.
             with _errors_of(url, late):
                 try:
-                    return kept, _send(kept, method, target, headers)
+                    return kept, _send(kept, method, target, headers, body)
                 except (ConnectionError, http.client.BadStatusLine):
                     pass
         with _errors_of(url, f"no connection within {self._connect_timeout:g} seconds"):
             connection = self._connect(origin)
         with _errors_of(url, late):
-            return connection, _send(connection, method, target, headers)
+            return connection, _send(connection, method, target, headers, body)
 
     def _connect(self, origin: Origin) -> http.client.HTTPConnection:
         scheme, host, port = origin
@@ -289,7 +289,22 @@ class RegistryClient:
 
     def manifest(self, repository: str, target: str) -> tuple[Manifest, Transfer]:
         """The manifest of a tag or digest, its digest verified."""
-        return self._retrying(lambda: self._manifest(repository, target))
+        manifest, _body, transfer = self._retrying(lambda: self._manifest(repository, target))
+        return manifest, transfer
+
+    def manifest_body(self, repository: str, target: str) -> tuple[Manifest, bytes]:
+        """The manifest of a tag or digest with its bytes as they are, its digest verified."""
+        return self._retrying(lambda: self._manifest(repository, target)[:2])
+
+    def put_manifest(self, repository: str, target: str, body: bytes, media_type: str) -> None:
+        """Store a manifest under a tag or its digest; what it names must be there. What a tag named before is no longer its."""
+        url = f"{self.url}/v2/{repository}/manifests/{target}"
+
+        def put() -> None:
+            with self._get(repository, url, {"Content-Type": media_type}, "PUT", also=(201,), body=body) as answer:
+                answer.read(_MAX_ERROR_BYTES)
+
+        self._retrying(put)
 
     def blob(self, repository: str, blob: Descriptor, sink: Sink | None = None) -> Transfer:
         """Stream a blob into ``sink`` in chunks, each byte once, and verify size and digest. A retry goes on where the last one ended."""
@@ -373,7 +388,7 @@ class RegistryClient:
         asked = {kind: self.head_manifest(repository, f"{digest.replace(':', '-')}.{suffix}") for kind, suffix in _COSIGN.items()}
         return {kind: item for kind, item in asked.items() if item is not None}
 
-    def _manifest(self, repository: str, target: str) -> tuple[Manifest, Transfer]:
+    def _manifest(self, repository: str, target: str) -> tuple[Manifest, bytes, Transfer]:
         url = f"{self.url}/v2/{repository}/manifests/{target}"
         began = time.monotonic()
         with self._get(repository, url, {"Accept": ", ".join(MEDIA_TYPES)}) as answer:
@@ -389,7 +404,7 @@ class RegistryClient:
         digest = f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
         if wanted and digest != wanted:
             raise RegistryError(url, f"the manifest has the digest {digest} instead of {wanted}", _WRONG_BYTES, 200)
-        return manifest, Transfer(digest, len(body), time.monotonic() - began, first - began)
+        return manifest, body, Transfer(digest, len(body), time.monotonic() - began, first - began)
 
     def _head_manifest(self, repository: str, target: str) -> Descriptor | None:
         url = f"{self.url}/v2/{repository}/manifests/{target}"
@@ -402,7 +417,7 @@ class RegistryClient:
             raise RegistryError(url, f"the answer is about {digest}", _WRONG_BYTES, 200)
         # A registry should say the digest; only the bytes tell that of one that does not.
         if not is_digest(digest) or not re.fullmatch("[0-9]{1,15}", length):
-            manifest, transfer = self._manifest(repository, target)
+            manifest, _body, transfer = self._manifest(repository, target)
             return Descriptor(transfer.digest, transfer.bytes, manifest.media_type)
         return Descriptor(digest, int(length), media_type)
 
@@ -497,7 +512,9 @@ class RegistryClient:
             return answer.headers if answer.status == 200 else None
 
     @contextmanager
-    def _get(self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = ()) -> Iterator[Answer]:
+    def _get(
+        self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = (), body: bytes | None = None
+    ) -> Iterator[Answer]:
         """A 200, or another status that is looked for, after authentication and redirects."""
         where, redirects, asked = url, 0, False
         try:
@@ -508,11 +525,11 @@ class RegistryClient:
                 at_home = _origin(where) == self._origin
                 if at_home and repository in self._authorization:
                     sent["Authorization"] = self._authorization[repository]
-                with self._http.get(where, sent, method) as answer:
+                with self._http.get(where, sent, method, body) as answer:
                     if answer.status == 200 or answer.status in also:
                         yield answer
                         return
-                    body = answer.read(_MAX_ERROR_BYTES)
+                    said = answer.read(_MAX_ERROR_BYTES)
                 location = answer.headers.get("Location", "")
                 challenges = answer.headers.get_all("WWW-Authenticate") or []
                 if answer.status in _REDIRECTS and location and redirects < _MAX_REDIRECTS:
@@ -520,7 +537,7 @@ class RegistryClient:
                 elif answer.status == 401 and challenges and at_home and not asked:
                     self._authorization[repository], asked = self._authorize(where, ", ".join(challenges), repository), True
                 else:
-                    raise self._failure(where, answer, body)
+                    raise self._failure(where, answer, said)
         except RegistryError as error:
             error.method = error.method or method
             raise
@@ -660,9 +677,9 @@ def _join(url: str, location: str) -> str:
         raise RegistryError(url, "it redirects to what is no URL", _JOURNAL) from None
 
 
-def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> http.client.HTTPResponse:
     try:
-        connection.request(method, target, headers=dict(headers))
+        connection.request(method, target, body, dict(headers))
         return connection.getresponse()
     except BaseException:
         connection.close()

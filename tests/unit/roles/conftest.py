@@ -32,8 +32,8 @@ ROLES = Path(__file__).resolve().parents[3] / "roles"
 Render = Callable[..., "list[list[dict[str, Any]]]"]
 
 
-def render_role(directory: Path, role: str, *sets: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Let Ansible render files.yml.j2 of a role, once for each set of variables."""
+def render_role(directory: Path, role: str, *sets: dict[str, Any], template: str = "files.yml.j2") -> list[list[dict[str, Any]]]:
+    """Let Ansible render the template of a role's files, once for each set of variables."""
     directory.mkdir()
     (directory / "templates").symlink_to(ROLES / role / "templates")
     plays = [{
@@ -44,7 +44,7 @@ def render_role(directory: Path, role: str, *sets: dict[str, Any]) -> list[list[
         "vars_files": [str(ROLES / role / name / "main.yml") for name in ("defaults", "vars")] + [f"set{number}.json"],
         "tasks": [{
             "ansible.builtin.copy": {
-                "content": "{{ lookup('ansible.builtin.template', 'files.yml.j2') }}", "dest": str(directory / f"files{number}.yml"), "mode": "0600",
+                "content": f"{{{{ lookup('ansible.builtin.template', '{template}') }}}}", "dest": str(directory / f"files{number}.yml"), "mode": "0600",
             },
         }],
     } for number in range(len(sets))]
@@ -62,7 +62,7 @@ def render_role(directory: Path, role: str, *sets: dict[str, Any]) -> list[list[
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
     """``render(role, variables, …)``: the files of a role for each set of variables."""
-    return lambda role, *sets: render_role(tmp_path_factory.mktemp("render") / role, role, *sets)
+    return lambda role, *sets, **options: render_role(tmp_path_factory.mktemp("render") / role, role, *sets, **options)
 
 
 def cache_file(files: list[dict[str, Any]], name: str) -> dict[str, Any]:

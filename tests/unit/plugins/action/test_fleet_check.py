@@ -525,3 +525,78 @@ def test_three_hundred_hosts_take_less_than_thrice_as_long_as_a_few(fleet_: Flee
     many = cpu_seconds()
     print(f"{many:.2f} CPU seconds, {few:.2f} for the few")
     assert many < 3 * few
+
+
+HASH = "$2y$05$" + "a" * 53
+PROD = {"name": "prod", "scope": "prod", "port": 5012, "storage": "/srv/prod", "backup_target": "/mnt/backup", "signing_key": "{{ key }}"}
+KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.fixture
+def with_registry(fleet_: Fleet) -> Fleet:
+    """A host of registries, in no data center."""
+    fleet_.groups["registries"] = ["r1"]
+    fleet_.vars["registries"] = {
+        "registry_here": [{"name": "play", "scope": "sandbox", "port": 5010}, PROD], "key": KEY,
+        "registry_users": [{"name": "promoter", "role": "promotion", "hash": HASH}],
+    }
+    return fleet_
+
+
+def test_registries_are_accepted_beside_mirrors_and_alone(with_registry: Fleet) -> None:
+    with_registry.accepted()
+    with_registry.groups = {"registries": ["r1"]}
+    with_registry.all = {}
+    with_registry.accepted()
+
+
+def test_registries_that_can_not_be_meant_are_refused(with_registry: Fleet) -> None:
+    with_registry.vars["registries"].update(
+        registry_here=[
+            {"name": "play", "scope": "playground", "port": 5010},
+            {"name": "snapshots", "scope": "ci_snapshots", "port": 5010, "keep_newest": 0},
+            {"name": "tests", "scope": "ci_tests", "port": 5012, "storage": "/srv/prod/tests"},
+            {**PROD, "backup_target": None, "signing_key": "{{ nowhere }}"}, PROD,
+        ],
+        registry_users=[{"name": "builder", "role": "ci", "hash": PASSWORD}], registry_keep_day=3, registry_tls="maybe",
+    )
+    with_registry.refused(
+        "host r1: registry_keep_day: is no variable of this collection. Write registry_keep_days.",
+        "host r1: registry_tls: 'maybe': write ca, given or none.",
+        "host r1: registry_here: registry 'play': scope: 'playground': is no scope. There are sandbox, ci_tests, ci_snapshots and prod.",
+        "host r1: registry_here: registry 'snapshots': keep_newest: 0: write a whole number from 1: retention must not empty a repository.",
+        "host r1: registry_here: registry 'prod': backup_target: is missing. Nothing is in prod without a backup: write where it goes, "
+        "a directory or s3:https://host/bucket.",
+        "host r1: registry_here: registry 'prod': signing_key: has no value ('nowhere' is undefined).",
+        "host r1: registry_here: registries 'tests' and 'prod' both have port 5012. Give each its own.",
+        "host r1: registry_here: registries 'tests' and 'prod' share storage (/srv/prod/tests and /srv/prod). Give each its own.",
+        "host r1: registry_users: user 'builder': hash: is no bcrypt hash. Write what `htpasswd -nB <name>` prints after the colon; "
+        "distribution reads no other kind.",
+    )
+
+
+def test_a_host_of_registries_needs_some(with_registry: Fleet) -> None:
+    del with_registry.vars["registries"]["registry_here"]
+    with_registry.refused("host r1: registry_here: is empty. Write a list of registries, each with name, scope and port.")
+
+
+def test_ports_of_registries_and_mirrors_on_one_host_differ(with_registry: Fleet) -> None:
+    with_registry.groups["registries"] = ["m1.lima"]
+    with_registry.vars["registries"]["registry_here"][0]["port"] = 15000
+    with_registry.refused(
+        "host m1.lima: registry_here: registry 'play': port: 15000: is the cache port of upstream 'central'. Write another port."
+    )
+
+
+def test_object_storage_is_for_one_registry_of_one_host(with_registry: Fleet) -> None:
+    with_registry.groups["registries"] = ["r1", "r2"]
+    with_registry.vars["registries"]["registry_here"][1] = {
+        **PROD, "storage": {"azure": {"accountname": "a", "accountkey": "{{ key }}", "container": "images"}}, "signing_key": KEY,
+    }
+    with_registry.refused(
+        "group registries: registry_here: registry 'prod': storage: azure: Debian's distribution is built without it. Write registry_runtime: container.",
+        "registry_here: the registries 'prod' of r1 and 'prod' of r2 share storage (azure a/images/ and /). Give each its own.",
+    )
+    with_registry.groups["registries"] = ["r1"]
+    with_registry.vars["registries"]["registry_runtime"] = "container"
+    with_registry.accepted()

@@ -132,6 +132,26 @@ class TestARealRegistry:
             refused = failure_of(client)
         assert refused.status == 401 and f"GET {tokens.url}/token" in str(refused) and "who are you" in str(refused)
 
+    def test_a_manifest_is_put_under_a_tag_as_it_is(self, start_registry: StartRegistry, serve: Serve, authority: Authority) -> None:
+        tokens = serve(authority.token)
+        registry = start_registry(
+            auth={"token": {"realm": f"{tokens.url}/token", "service": "lab", "issuer": "lab", "rootcertbundle": str(authority.certificate)}}
+        )
+        granted = authority.token("/?scope=repository:svc/app:pull,push").partition(b"\r\n\r\n")[2]
+        registry.headers = {"Authorization": f"Bearer {json.loads(granted)['token']}"}
+        registry.push("svc/app", "1", IMAGE)
+        with RegistryClient(registry.url, username="reader", password=PASSWORD, retries=0) as client:
+            manifest, body = client.manifest_body("svc/app", "1")
+            assert body == IMAGE.manifest and manifest == client.manifest("svc/app", "1")[0]
+            # A token that only lets pull is not enough.
+            client.put_manifest("svc/app", "2", body, manifest.media_type)
+            client.put_manifest("svc/app", IMAGE.digest, body, manifest.media_type)
+            assert client.manifest_body("svc/app", "2") == (manifest, body)
+            with pytest.raises(RegistryError) as refused:
+                client.put_manifest("svc/app", "3", body.replace(DESCRIPTOR.digest.encode(), b"sha256:" + b"0" * 64), manifest.media_type)
+            assert client.head_manifest("svc/app", "3") is None
+        assert str(refused.value).startswith(f"PUT {registry.url}/v2/svc/app/manifests/3: 400") and "blob unknown" in str(refused.value)
+
     def test_tls_is_verified_with_the_given_authority(self, start_registry: StartRegistry, registry: Registry, authority: Authority) -> None:
         secure = start_registry(tls={"certificate": str(authority.server_certificate), "key": str(authority.server_key)})
         for given_as in (authority.certificate.read_text(), str(authority.certificate)):
