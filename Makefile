@@ -4,7 +4,10 @@
 
 PYTHON ?= python3
 VENV := .venv
-# The lab's size, in each data center.
+# The lab's shape: a fleet, or LAB=organisation.
+LAB ?=
+LAB_INVENTORY := $(if $(LAB),inventories/lab-$(LAB),.lab/inventory)
+# The fleet's size, in each data center.
 LAB_MIRRORS ?= 1
 LAB_DOCKER_HOSTS ?= 2
 
@@ -15,7 +18,8 @@ help:
 	@echo 'make test                  run every test; ONLY=unit runs one stage, ONLY=molecule/NAME one scenario'
 	@echo 'make bench                 measure pulls against rivals: a quarter of an hour, root, an idle machine; BENCH=--quick for two minutes, BENCH="--only warm" for a part'
 	@echo 'make lab                   run the fleet in containers on this machine; LAB_DOCKER_HOSTS=4 LAB_MIRRORS=1 for its size'
-	@echo 'make lab-destroy           remove it'
+	@echo 'make lab LAB=organisation  the other lab: registries by scope, CI, promotion with a key, and the mirrors behind them'
+	@echo 'make lab-destroy           remove them'
 	@echo 'make venv                  only install the tools: Debian packages, .venv'
 	@echo
 	@echo 'Stages: unit sanity lint docs build molecule. Logs: .lab/logs'
@@ -31,18 +35,19 @@ test: venv
 bench: $(VENV)/bench/ready
 	@$(VENV)/bench/bin/python benchmarks/pull.py $(BENCH)
 
-# The lab's inventory, at the size asked for.
+# The fleet's inventory, at the size asked for.
 .PHONY: lab-inventory
 lab-inventory:
 	@mkdir -p .lab/inventory && ln -sfn ../../inventories/lab/group_vars .lab/inventory/group_vars
 	@sed 's/\(mirror-.*\)\[1:1\]/\1[1:$(LAB_MIRRORS)]/; s/\(docker-.*\)\[1:2\]/\1[1:$(LAB_DOCKER_HOSTS)]/' inventories/lab/hosts.yml >.lab/inventory/hosts.yml
 
 lab: $(VENV)/ready lab-inventory
-	@ANSIBLE_DISPLAY_OK_HOSTS=no ANSIBLE_DISPLAY_SKIPPED_HOSTS=no $(VENV)/bin/ansible-playbook -i .lab/inventory lab/up.yml
-	@cat .lab/lab/result.txt
+	@test -e lab/up$(LAB:%=-%).yml || { echo 'LAB=$(LAB): there is no such lab. Write LAB=organisation, or nothing for the fleet.'; exit 2; }
+	@ANSIBLE_DISPLAY_OK_HOSTS=no ANSIBLE_DISPLAY_SKIPPED_HOSTS=no $(VENV)/bin/ansible-playbook -i $(LAB_INVENTORY) lab/up$(LAB:%=-%).yml
+	@cat .lab/lab$(LAB:%=-%)/result.txt
 
 lab-destroy: $(VENV)/ready lab-inventory
-	@$(VENV)/bin/ansible-playbook -i .lab/inventory lab/destroy.yml
+	@for inventory in .lab/inventory inventories/lab-*; do $(VENV)/bin/ansible-playbook -i "$$inventory" lab/destroy.yml || exit 1; done
 	@cat .lab/images/host-* 2>/dev/null | xargs --no-run-if-empty docker image rm >/dev/null || echo 'An image of the lab is in use elsewhere, and stays'
 	@if [ -e .lab/dockerd.pid ]; then echo 'Docker: stopping the daemon that make started'; kill "$$(cat .lab/dockerd.pid)" || true; fi
 	@rm -rf .lab

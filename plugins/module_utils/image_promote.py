@@ -9,6 +9,7 @@ import errno
 import getpass
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -190,10 +191,13 @@ def promote(
     with ExitStack() as stack:
         clients = [stack.enter_context(end.client(**waiting)) for end in ends]
         wanted = parse_all(images, ends[0].host, ends[1].host)
+        # A registry that everybody may read from would take until the first copy to refuse a login, and --check would not see it.
+        for client in (client for client, end in zip(clients, ends) if end.username):
+            client.log_in()
         tools = stack.enter_context(Tools(*ends, retries=waiting.get("retries", 3), timeout=copy_timeout))
         key = parse_key(tools.public_key(signing), "sign.key") if signing else None
         pool, askers = stack.enter_context(ThreadPoolExecutor(parallel)), stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
-        run = _Run(ends, clients[0], clients[1], tools, Settings(rules, signing, force, notes, promoted_by or whoever(), dry), key, askers)
+        run = _Run(ends, clients[0], clients[1], tools, Settings(rules, signing, force, notes, promoted_by or whoever(), dry), key, askers, wanted)
         reports = list(pool.map(run.promote, wanted))
     changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
     return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
@@ -236,13 +240,19 @@ class _Run:
 
     def __init__(
         self, ends: tuple[Endpoint, Endpoint], source: RegistryClient, target: RegistryClient, tools: Tools, settings: Settings, key: Key | None,
-        pool: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor, wanted: Sequence[Wanted],
     ) -> None:
         self._ends, self._source, self._target, self._tools, self._settings, self._key, self._pool = ends, source, target, tools, settings, key, pool
         self._out_of_reach: RegistryError | None = None
+        # Signatures are read, added to and written again: images that come into one repository do so one after the other.
+        self._turns = {each.to_path: threading.Lock() for each in wanted}
 
     def promote(self, wanted: Wanted) -> dict[str, Any]:
         """Plan and, unless the run is dry, do it; what happened."""
+        with self._turns[wanted.to_path]:
+            return self._promote(wanted)
+
+    def _promote(self, wanted: Wanted) -> dict[str, Any]:
         began = time.monotonic()
         report: dict[str, Any] = {
             "image": wanted.text, "source": f"{self._ends[0].host}/{wanted.name}", "target": f"{self._ends[1].host}/{wanted.to}", "digest": wanted.digest,
