@@ -11,10 +11,10 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest
@@ -150,7 +150,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all images of a run."""
+    """What holds for all images of a run.
+
+    lean: what the target has by its digest is not asked for at the source again, and what it lacks the source is not asked for before it is copied.
+    """
 
     policy: Policy = field(default_factory=Policy)
     signing: SigningKey | None = None
@@ -158,6 +161,7 @@ class Settings:
     record: Record | None = None
     by: str = ""
     dry: bool = False
+    lean: bool = False
 
 
 def promote(
@@ -187,16 +191,25 @@ def promote(
     notes = Record(record) if record else None
     if notes:
         notes.check()
-    with ExitStack() as stack:
-        clients = [stack.enter_context(end.client(**waiting)) for end in ends]
-        wanted = parse_all(images, ends[0].host, ends[1].host)
-        tools = stack.enter_context(Tools(*ends, retries=waiting.get("retries", 3), timeout=copy_timeout))
-        key = parse_key(tools.public_key(signing), "sign.key") if signing else None
-        pool, askers = stack.enter_context(ThreadPoolExecutor(parallel)), stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
-        run = _Run(ends, clients[0], clients[1], tools, Settings(rules, signing, force, notes, promoted_by or whoever(), dry), key, askers)
-        reports = list(pool.map(run.promote, wanted))
+    settings = Settings(rules, signing, force, notes, promoted_by or whoever(), dry)
+    with promoting(ends, settings, parallel, copy_timeout, **waiting) as do:
+        reports = do(parse_all(images, ends[0].host, ends[1].host))
     changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
     return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
+
+
+@contextmanager
+def promoting(
+    ends: tuple[Endpoint, Endpoint], settings: Settings, parallel: int, copy_timeout: float, **waiting: Any
+) -> Iterator[Callable[[Sequence[Wanted]], list[dict[str, Any]]]]:
+    """A function that promotes from the first registry to the second, and tells of each image. Raises RegistryFleetError for what is wrong with the ends."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(end.client(**waiting)) for end in ends]
+        tools = stack.enter_context(Tools(*ends, retries=waiting.get("retries", 3), timeout=copy_timeout))
+        key = parse_key(tools.public_key(settings.signing), "sign.key") if settings.signing else None
+        pool, askers = stack.enter_context(ThreadPoolExecutor(parallel)), stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
+        run = _Run(ends, clients[0], clients[1], tools, settings, key, askers)
+        yield lambda wanted: list(pool.map(run.promote, wanted))
 
 
 def whoever() -> str:
@@ -263,8 +276,8 @@ class _Run:
             if report["changed"] and not self._settings.dry and self._settings.record:
                 self._settings.record.add(self._settings.by, report)
         except RegistryError as error:
-            # Nobody waits for each of ninety images until a registry that is gone has not answered.
-            if error.status is None:
+            # Nobody waits for each of ninety images until a registry that is gone has not answered, or asks one on that has had enough.
+            if error.status in (None, 429):
                 self._out_of_reach = error
             report["error"] = str(error)
         except RegistryFleetError as error:
@@ -275,7 +288,7 @@ class _Run:
     def _plan(self, wanted: Wanted, report: dict[str, Any]) -> _Plan:
         now = datetime.now(timezone.utc)
         digest = report["digest"] = self._resolve(wanted)
-        nodes = self._nodes(wanted.path, digest)
+        nodes = self._nodes(wanted, digest)
         top, platforms = nodes[0], [node for node in nodes if node.is_platform]
         there = self._target.head_manifest(wanted.to_path, wanted.to_tag)
         previous = there.digest if there else ""
@@ -295,6 +308,8 @@ class _Run:
 
     def _resolve(self, wanted: Wanted) -> str:
         """The digest to promote. A tag is asked for once; what it names later is of no account."""
+        if self._settings.lean and wanted.digest and not wanted.tag and self._target.head_manifest(wanted.to_path, wanted.digest):
+            return wanted.digest
         found = self._source.head_manifest(wanted.path, wanted.tag or wanted.digest)
         if found is None:
             raise RegistryFleetError(f"the source {self._source.url} has no {wanted.name}. Check the name, or push it there first.")
@@ -303,14 +318,19 @@ class _Run:
             raise RegistryFleetError(f"{why}. Look at what was pushed since, and give the digest that is meant.")
         return found.digest
 
-    def _nodes(self, path: str, digest: str) -> list[_Node]:
+    def _body(self, wanted: Wanted, digest: str) -> tuple[Manifest, bytes]:
+        if self._settings.lean and self._target.head_manifest(wanted.to_path, digest):
+            return self._target.manifest_body(wanted.to_path, digest)
+        return self._source.manifest_body(wanted.path, digest)
+
+    def _nodes(self, wanted: Wanted, digest: str) -> list[_Node]:
         """The image's manifests, the top one first. Raises RegistryFleetError if one is not there."""
-        manifest, body = self._source.manifest_body(path, digest)
+        manifest, body = self._body(wanted, digest)
         top = _Node(Descriptor(digest, len(body), manifest.media_type), manifest, body, is_platform=not manifest.is_index)
 
         def child(item: Descriptor) -> _Node:
             try:
-                inner, content = self._source.manifest_body(path, item.digest)
+                inner, content = self._body(wanted, item.digest)
             except RegistryError as error:
                 if error.status != 404:
                     raise
@@ -328,6 +348,8 @@ class _Run:
         blobs = {blob.digest: blob for node in nodes for blob in node.manifest.blobs if not any(word in blob.media_type for word in _ELSEWHERE)}
         there = self._each(blobs.values(), lambda blob: self._target.head_blob(wanted.to_path, blob.digest, blob.size))
         missing = [blob for blob, found in zip(blobs.values(), there) if not found]
+        if self._settings.lean:
+            return missing
         at_source = self._each(missing, lambda blob: self._source.head_blob(wanted.path, blob.digest, blob.size))
         lost = [f"{blob.digest} ({blob.size} bytes)" for blob, found in zip(missing, at_source) if not found]
         if lost:
