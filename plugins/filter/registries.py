@@ -90,7 +90,7 @@ _value:
       description: The public key by which images in it are signed, as PEM text, or an empty string.
       type: str
     archive:
-      description: What comes into an archive, C(images), C(sources) and C(most_tags); null for any other scope.
+      description: What comes into an archive, C(images), C(sources), C(most_tags) and C(platforms); null for any other scope.
       type: dict
 """
 

@@ -23,7 +23,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_tags import fitting, is_pattern
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import Record, Settings, promoting
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import Record, Settings, origin, promoting
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion import Wanted
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion_tools import Endpoint, need
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
@@ -56,8 +56,8 @@ class Outcome:
 class _Upstream:
     """The images of one domain."""
 
-    def __init__(self, source: RegistryClient, target: RegistryClient, most_tags: int, outcome: Outcome) -> None:
-        self._source, self._target, self._most_tags, self._outcome = source, target, most_tags, outcome
+    def __init__(self, source: RegistryClient, target: RegistryClient, most_tags: int, platforms: Sequence[str], outcome: Outcome) -> None:
+        self._source, self._target, self._most_tags, self._platforms, self._outcome = source, target, most_tags, platforms, outcome
 
     def wanted(self, images: Sequence[Mapping[str, str]]) -> list[Wanted]:
         """What is to be brought, or looked at again. A tag that is written comes before a pattern that it fits."""
@@ -112,7 +112,14 @@ class _Upstream:
         if digest and there is not None and there.digest != digest:
             self._outcome.held[name] = f"{digest}, and the upstream has {there.digest}"
         digest = digest or (there.digest if there else "")
+        if self._platforms and have is not None and digest and self._is_made_of(image["to"], have.digest, digest):
+            digest = have.digest
         return Wanted(image["text"], image["path"], "", digest, image["to"], tag) if digest else None
+
+    def _is_made_of(self, to: str, have: str, digest: str) -> bool:
+        """Whether what is here is the part of it that is wanted."""
+        annotations = json.loads(self._target.manifest_body(to, have)[1]).get("annotations") or {}
+        return have != digest and origin(digest, self._platforms).items() <= annotations.items()
 
 
 class Archive:
@@ -137,9 +144,10 @@ class Archive:
         images = [image for image in self._settings["images"] if image["domain"] == settings["domain"]]
         try:
             source = Endpoint("source", **{key: value for key, value in settings.items() if key != "domain"})
-            by = f"the archive {self._settings['name']}"
-            with source.client() as asked, promoting((source, target), Settings(force=True, record=record, by=by, lean=True), _PARALLEL, _COPY_SECONDS) as do:
-                reports = do(_Upstream(asked, there, self._settings["most_tags"], self.outcome).wanted(images))
+            platforms = tuple(self._settings["platforms"])
+            how = Settings(force=True, record=record, by=f"the archive {self._settings['name']}", lean=True, platforms=platforms)
+            with source.client() as asked, promoting((source, target), how, _PARALLEL, _COPY_SECONDS) as bring:
+                reports = bring(_Upstream(asked, there, self._settings["most_tags"], platforms, self.outcome).wanted(images))
         except RegistryFleetError as error:
             self.outcome.failed.update({f"{image['to']}:{image['tag']}": str(error) for image in images})
             return

@@ -13,6 +13,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils import upstre
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_tags import is_pattern
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_list import domain_of
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import ALL_PLATFORMS, check_platforms
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import (
     DOCKER_HUB,
     ImageReferenceError,
@@ -47,15 +48,16 @@ class Source(TypedDict):
 
 
 class Archive(TypedDict):
-    """What the keys of a registry say of it. `most_tags`: of one pattern."""
+    """What the keys of a registry say of it. `most_tags`: of one pattern. `platforms`: none means all."""
 
     images: list[Image]
     sources: list[Source]
     most_tags: int
+    platforms: list[str]
 
 
 MOST_TAGS = 100
-KEYS = ("images", "upstreams", "most_tags")
+KEYS = ("images", "upstreams", "most_tags", "platforms")
 # Of an upstream in mirror_upstreams, what says how to come to it.
 _SOURCE_KEYS = ("url", "username", "password", "ca_cert", "validate_certs")
 _MIRROR = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
@@ -71,7 +73,15 @@ def read(item: Mapping[str, Any]) -> tuple[Archive, list[str]]:
     if isinstance(most, bool) or not re.fullmatch(r"[0-9]{1,4}", str(most)) or int(str(most)) < 1:
         wrong.append(f"most_tags: {shown(most)}: write a whole number from 1 to 9999.")
         most = 1
-    return Archive(images=images, sources=sources, most_tags=int(most)), problems + wrong
+    platforms: list[str] = []
+    written = item.get("platforms") or []
+    try:
+        if not isinstance(written, (list, tuple)) or not all(isinstance(each, str) for each in written):
+            raise RegistryFleetError("platforms: is no list of text. Write one like [linux/amd64, linux/arm64], or leave it out for all.")
+        platforms = check_platforms(written) if written and ALL_PLATFORMS not in written else []
+    except RegistryFleetError as error:
+        wrong.append(str(error))
+    return Archive(images=images, sources=sources, most_tags=int(most), platforms=platforms), problems + wrong
 
 
 def _images(value: object) -> tuple[list[Image], list[str]]:

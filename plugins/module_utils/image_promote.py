@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import getpass
+import hashlib
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from datetime import datetime, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest, choose, parse_manifest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion import (
     Facts,
     Key,
@@ -90,7 +91,7 @@ class _Plan:
     top: _Node
     platforms: list[str]
     missing: list[Descriptor]
-    copies: bool
+    copies: list[str]
     attached: list[_Attached]
     referrers: dict[str, list[_Attached]]
     previous: str
@@ -153,6 +154,7 @@ class Settings:
     """What holds for all images of a run.
 
     lean: what the target has by its digest is not asked for at the source again, and what it lacks the source is not asked for before it is copied.
+    platforms: of an index only what is for these is brought, and an index of that alone; none: all of it.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -162,6 +164,7 @@ class Settings:
     by: str = ""
     dry: bool = False
     lean: bool = False
+    platforms: tuple[str, ...] = ()
 
 
 def promote(
@@ -289,6 +292,8 @@ class _Run:
         now = datetime.now(timezone.utc)
         digest = report["digest"] = self._resolve(wanted)
         nodes = self._nodes(wanted, digest)
+        parts = [digest] if nodes[0].descriptor.digest == digest else [node.descriptor.digest for node in nodes[1:]]
+        digest = report["digest"] = nodes[0].descriptor.digest
         top, platforms = nodes[0], [node for node in nodes if node.is_platform]
         there = self._target.head_manifest(wanted.to_path, wanted.to_tag)
         previous = there.digest if there else ""
@@ -303,7 +308,7 @@ class _Run:
         missing = self._missing_blobs(wanted, nodes)
         attached, referrers = self._attachments(wanted, [node.descriptor.digest for node in nodes])
         signs = self._key is not None and not self._signed_at_target(wanted, digest, self._key)
-        names, copies = sorted(node.platform for node in platforms if node.platform), bool(missing) or not all(manifests)
+        names, copies = sorted(node.platform for node in platforms if node.platform), parts if missing or not all(manifests) else []
         return _Plan(wanted, digest, top, names, missing, copies, attached, referrers, previous, history, signs, signed_by)
 
     def _resolve(self, wanted: Wanted) -> str:
@@ -326,7 +331,7 @@ class _Run:
     def _nodes(self, wanted: Wanted, digest: str) -> list[_Node]:
         """The image's manifests, the top one first. Raises RegistryFleetError if one is not there."""
         manifest, body = self._body(wanted, digest)
-        top = _Node(Descriptor(digest, len(body), manifest.media_type), manifest, body, is_platform=not manifest.is_index)
+        top = self._chosen(_Node(Descriptor(digest, len(body), manifest.media_type), manifest, body, is_platform=not manifest.is_index))
 
         def child(item: Descriptor) -> _Node:
             try:
@@ -341,7 +346,23 @@ class _Run:
             return _Node(item, inner, content, item.platform, _is_platform(item))
 
         # Of a manifest that is named twice, what makes it an image counts: nothing may hide one from the policy.
-        return [top, *self._each({item.digest: item for item in sorted(manifest.manifests, key=_is_platform)}.values(), child)]
+        return [top, *self._each({item.digest: item for item in sorted(top.manifest.manifests, key=_is_platform)}.values(), child)]
+
+    def _chosen(self, top: _Node) -> _Node:
+        """An index of the wanted platforms and what is about them, which names the one it was made of. Raises ManifestError if there is none of them."""
+        platforms = self._settings.platforms
+        if not platforms or not top.manifest.is_index:
+            return top
+        digests = {item.digest for item in choose(top.manifest.manifests, platforms)[0]}
+        digests |= {item.digest for item in top.manifest.manifests if item.about in digests}
+        if digests >= {item.digest for item in top.manifest.manifests}:
+            return top
+        document = top.document
+        document["manifests"] = [item for item in document["manifests"] if item["digest"] in digests]
+        document["annotations"] = {**document.get("annotations", {}), **origin(top.descriptor.digest, platforms)}
+        body = json.dumps(document, separators=(",", ":")).encode()
+        manifest = parse_manifest(body, top.manifest.media_type)
+        return _Node(Descriptor(f"sha256:{hashlib.sha256(body).hexdigest()}", len(body), manifest.media_type), manifest, body, is_platform=False)
 
     def _missing_blobs(self, wanted: Wanted, nodes: Sequence[_Node]) -> list[Descriptor]:
         """What the target lacks. Raises RegistryFleetError if the source lacks one of these."""
@@ -441,8 +462,8 @@ class _Run:
 
     def _do(self, plan: _Plan) -> None:
         wanted = plan.wanted
-        if plan.copies:
-            self._tools.copy(wanted.path, plan.digest, wanted.to_path)
+        for digest in plan.copies:
+            self._tools.copy(wanted.path, digest, wanted.to_path)
         for each in plan.attached:
             self._tools.copy(wanted.path, each.digest, wanted.to_path)
             self._target.put_manifest(wanted.to_path, each.tag, each.body, each.media_type)
@@ -488,6 +509,11 @@ class _Run:
 def _is_platform(item: Descriptor) -> bool:
     """Only by this platform does an engine know what is no image; annotations are of no account."""
     return item.platform != "unknown/unknown"
+
+
+def origin(digest: str, platforms: Sequence[str]) -> dict[str, str]:
+    """The annotations of an index that holds some platforms of another one."""
+    return {"mirrorfleet.made-of": digest, "mirrorfleet.platforms": ",".join(platforms)}
 
 
 def _timestamp() -> str:

@@ -69,7 +69,7 @@ class Archive:
             {"domain": domain, "url": f"http://{domain}", "username": "", "password": "", "ca_certificate": "", "validate_certs": True}
             for domain in dict.fromkeys(image["domain"] for image in parsed)
         ]
-        path.write_text(json.dumps({**json.loads(path.read_text()), "images": parsed, "sources": sources, "most_tags": 100, **more}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "images": parsed, "sources": sources, "most_tags": 100, "platforms": [], **more}))
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command, cwd="/", env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -250,6 +250,35 @@ def test_a_pattern_brings_the_highest_versions_and_says_what_it_leaves(archive: 
     shutil.rmtree(upstream.v2 / "repositories/svc/app/_manifests/tags/v1.10")
     assert f"<5>{place(upstream)}:v1.10: is no longer at the upstream, and stays here" in archive.run()
     assert archive.tags(place(upstream))["v1.10"] == pushed["v1.10"]
+
+
+def test_only_the_platforms_that_are_wanted_come(archive: Archive, upstream: Registry) -> None:
+    images = {"linux/amd64": made(), "linux/arm64": made(architecture="arm64"), "linux/s390x": made(architecture="s390x")}
+    digest = upstream.push_index("svc/app", "1", images)
+    single = upstream.push("svc/app", "2", made())
+    here = f"{domain(upstream)}/svc/app"
+    archive.wants(f"{here}:1", f"{here}:2", platforms=["linux/amd64", "linux/arm64"])
+    archive.run()
+    tags = archive.tags(place(upstream))
+    assert set(tags) == {"1", "2"} and tags["1"] != digest and tags["2"] == single
+    with RegistryClient(archive.url) as client:
+        assert [item.digest for item in client.manifest(place(upstream), "1")[0].manifests] == [images[name].digest for name in list(images)[:2]]
+        assert client.head_manifest(place(upstream), images["linux/s390x"].digest) is None
+    before = len(asked(upstream))
+    assert archive.run() == ["0 tags came, 0 bytes; 2 are as they were, 0 failed"]
+    assert not [each for each in asked(upstream)[before:] if each.startswith("GET ") and "/manifests/sha256:" in each]
+    # Held at what the upstream calls it.
+    upstream.push_index("svc/app", "1", {**images, "linux/amd64": made()})
+    archive.wants(f"{here}:1@{digest}", platforms=["linux/amd64", "linux/arm64"])
+    assert archive.run()[-1] == "0 tags came, 0 bytes; 1 are as they were, 0 failed" and archive.tags(place(upstream))["1"] == tags["1"]
+    # Of an image that is for none of them nothing comes.
+    archive.wants(f"{here}:1", platforms=["linux/riscv64"])
+    said = archive.run(fails=True)
+    assert "the image is not made for linux/riscv64, but for linux/amd64, linux/arm64, linux/s390x" in said[0]
+    archive.wants(f"{here}:1@{digest}")
+    archive.run()
+    found = archive.tags(place(upstream))
+    assert found["1"] == digest and tags["1"] in found.values()
 
 
 def test_one_broken_image_stops_no_other(archive: Archive, upstream: Registry) -> None:

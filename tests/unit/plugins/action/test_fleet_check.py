@@ -588,7 +588,8 @@ def test_archives_that_can_not_be_meant_are_refused(with_registry: Fleet) -> Non
             {**archive, "images": ["artifactory.example.com/svc/app:1", "docker.io/library/debian"]},
             {**archive, "name": "other", "port": 5014, "images": ["artifactory.example.com/svc/app:1"]},
             {**archive, "name": "third", "port": 5015, "images": ["quay.io/a:1"], "upstreams": [
-                {"domain": "quay.io", "username": "reader", "password": "{{ nowhere }}"}, {"domain": "ghcr.io", "username": "reader", "password": PASSWORD, "a": 1},
+                {"domain": "quay.io", "username": "reader", "password": "{{ nowhere }}"},
+                {"domain": "ghcr.io", "username": "reader", "password": PASSWORD, "a": 1},
             ]},
         ],
     )
@@ -597,7 +598,8 @@ def test_archives_that_can_not_be_meant_are_refused(with_registry: Fleet) -> Non
         "Write docker.io/library/debian:TAG, or docker.io/library/debian:1.* for all that begin so.",
         "host r1: registry_here: registry 'third': upstreams: 'quay.io': password: has no value ('nowhere' is undefined). "
         "Define it in the vault, and give the vault's password.",
-        "host r1: registry_here: registry 'third': upstreams: 'ghcr.io': a: is no key of it. There are domain, url, username, password, ca_cert, validate_certs.",
+        "host r1: registry_here: registry 'third': upstreams: 'ghcr.io': a: is no key of it. "
+        "There are domain, url, username, password, ca_cert, validate_certs.",
         "host r1: registry_here: registry 'other': images: artifactory.example.com is the upstream 'central', which has a path_prefix, and skopeo finds no "
         "registry below a path. Write registry_archive_mirror, the mirror host that it is pulled by.",
     )

@@ -79,6 +79,8 @@ def test_anything_is_an_image_or_gets_a_sentence(text: str) -> None:
     ({"images": ["debian:12", f"docker.io/library/debian:12@{DIGEST}"]}, "images: docker.io/library/debian:12 is there 2 times. Leave it there once."),
     ({"most_tags": 0}, "most_tags: 0: write a whole number from 1 to 9999."),
     ({"most_tags": True}, "most_tags: True: write"),
+    ({"platforms": "linux/amd64"}, "platforms: is no list of text. Write one like [linux/amd64, linux/arm64]"),
+    ({"platforms": ["amd64"]}, "platforms: 'amd64' is no platform. Write os/architecture[/variant]"),
     ({"upstreams": {"quay.io": {}}}, "upstreams: is a dictionary. Write a list"),
     ({"upstreams": [{"url": "https://quay.io"}]}, "upstreams: item 1: has no domain."),
     ({"upstreams": [{"domain": "quay.io", "user": "a"}]}, "upstreams: 'quay.io': user: is no key of it. Write username."),
