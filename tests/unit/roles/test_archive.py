@@ -26,6 +26,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive impor
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_list import parse
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    OCI,
     Image,
     Registry,
     StartRegistry,
@@ -94,7 +95,7 @@ class Archive:
 
     def request(self, method: str, target: str, login: str = "", outside: bool = False, body: bytes = b"") -> tuple[int, http.client.HTTPMessage, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10, source_address=("127.0.0.2", 0) if outside else None)
-        headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+        headers = {"Accept": f"{OCI}.manifest.v1+json", **({"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {})}
         connection.request(method, target, body or None, headers)
         answer = connection.getresponse()
         result = answer.status, answer.headers, answer.read()
@@ -212,7 +213,7 @@ def test_a_tag_that_is_moved_keeps_its_old_digest_and_one_that_is_deleted_stays(
     ]
     shutil.rmtree(upstream.v2 / "repositories/svc/app/_manifests/tags/1")
     said = archive.run()
-    assert said == [f"<5>{place(upstream)}:1: is no longer at the upstream, and stays here as {new}", "0 tags came, 0 bytes; 1 are as they were, 0 failed"]
+    assert said == [f"<5>{place(upstream)}:1: is no longer at the upstream, and stays here as {new}", "0 tags came, 0 bytes; 0 are as they were, 0 failed"]
     shutil.rmtree(upstream.v2 / "repositories/svc")
     archive.run()
     assert archive.tags(place(upstream)) == tags
@@ -279,6 +280,16 @@ def test_only_the_platforms_that_are_wanted_come(archive: Archive, upstream: Reg
     archive.run()
     found = archive.tags(place(upstream))
     assert found["1"] == digest and tags["1"] in found.values()
+
+
+def test_images_come_by_a_mirror(archive: Archive, upstream: Registry, start_registry: StartRegistry) -> None:
+    """Which knows neither referrers nor what it has not fetched yet."""
+    mirror = start_registry(upstream=upstream.url)
+    digest = upstream.push_index("svc/app", "1", {"linux/amd64": made(), "linux/arm64": made(architecture="arm64")})
+    sources = [{"domain": "quay.io", "url": mirror.url, "username": "", "password": "", "ca_certificate": "", "validate_certs": True}]
+    archive.wants("quay.io/svc/app:1", sources=sources)
+    archive.run()
+    assert archive.tags("quay.io/svc/app") == {"1": digest}
 
 
 def test_one_broken_image_stops_no_other(archive: Archive, upstream: Registry) -> None:
