@@ -607,3 +607,17 @@ def test_archives_that_can_not_be_meant_are_refused(with_registry: Fleet) -> Non
         registry_here=[{**archive, "images": ["artifactory.example.com/svc/app:1"]}], registry_archive_mirror="m1.zagreb",
     )
     with_registry.accepted()
+
+
+def test_object_storage_is_for_one_registry_of_one_host(with_registry: Fleet) -> None:
+    with_registry.groups["registries"] = ["r1", "r2"]
+    with_registry.vars["registries"]["registry_here"][1] = {
+        **PROD, "storage": {"azure": {"accountname": "a", "accountkey": "{{ key }}", "container": "images"}}, "signing_key": KEY,
+    }
+    with_registry.refused(
+        "group registries: registry_here: registry 'prod': storage: azure: Debian's distribution is built without it. Write registry_runtime: container.",
+        "registry_here: the registries 'prod' of r1 and 'prod' of r2 share storage (azure a/images/ and /). Give each its own.",
+    )
+    with_registry.groups["registries"] = ["r1"]
+    with_registry.vars["registries"]["registry_runtime"] = "container"
+    with_registry.accepted()
