@@ -72,8 +72,9 @@ class Archive:
         ]
         path.write_text(json.dumps({**json.loads(path.read_text()), "images": parsed, "sources": sources, "most_tags": 100, "platforms": [], **more}))
 
-    def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command, cwd="/", env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        given = {"PATH": os.environ["PATH"], **environment}
+        return subprocess.Popen(self.command, cwd="/", env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self, fails: bool = False) -> list[str]:
         process = self.start()
@@ -83,9 +84,12 @@ class Archive:
 
     def tags(self, repository: str) -> dict[str, str]:
         """Tags with what they name, each of it whole, as whoever comes without a login gets it."""
+        found: dict[str, str] = {}
         with RegistryClient(self.url) as client:
-            found = {}
-            for tag in client.tags(repository) if repository in set(client.repositories()) else []:
+            # Not there, or only begun.
+            if self.request("GET", f"/v2/{repository}/tags/list")[0] == 404:
+                return found
+            for tag in client.tags(repository):
                 manifest, transfer = client.manifest(repository, tag)
                 found[tag] = transfer.digest
                 for each in [client.manifest(repository, item.digest)[0] for item in manifest.manifests] or [manifest]:
@@ -465,22 +469,23 @@ def test_the_password_of_a_run_is_good_on_this_host_and_ends_with_it(archive: Ar
     assert archive.request("POST", target, f"{USER}:s3cret")[0] == 401
 
 
-def test_no_password_is_an_argument_or_on_the_disk(archive: Archive, upstream: Registry) -> None:
-    """While it runs: in /proc, and in what it has written."""
-    upstream.push("svc/app", "1", made(4 * MEGABYTE))
+def test_no_password_is_an_argument_in_the_environment_or_on_the_disk(archive: Archive, upstream: Registry, tmp_path: Path) -> None:
+    upstream.push("svc/app", "1", made())
     sources = [{"domain": domain(upstream), "url": upstream.url, "username": "reader", "password": "wander3r", "ca_certificate": "", "validate_certs": True}]
     archive.wants(f"{domain(upstream)}/svc/app:1", sources=sources)
-    process = archive.start()
-    arguments = set()
-    while process.poll() is None:
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                arguments.add(path.read_bytes())
-    said = process.communicate()[0]
+    # Writes down what skopeo is given, and what of it is on the disk, and becomes skopeo.
+    look = tmp_path / "skopeo"
+    look.write_text(f"""#!/bin/sh
+{{ tr '\\0' ' ' </proc/$$/cmdline; tr '\\0' ' ' </proc/$$/environ; find . -type f -exec cat {{}} +; }} >>{tmp_path}/seen
+exec {program('skopeo')} "$@"
+""")
+    look.chmod(0o755)
+    process = archive.start(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
-    assert [each for each in arguments if each.startswith(b"skopeo\0")] and not [each for each in arguments if b"wander3r" in each]
-    # It is in this process' memory, so a wrong one is found by what is on the disk.
-    assert "wander3r" not in said
+    seen = (tmp_path / "seen").read_text()
+    assert f"docker://{domain(upstream)}/svc/app@sha256:" in seen and "wander3r" not in seen + said
+    assert base64.b64encode(b"reader:wander3r").decode() not in seen and base64.b64encode(f"{USER}:".encode()).decode()[:20] not in seen
     for root in ("state", "metrics", "run", "lib"):
         assert not [path for path in (archive.base / root).rglob("*") if path.is_file() and "wander3r" in path.read_text()]
 
