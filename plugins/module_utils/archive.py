@@ -23,7 +23,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_tags import fitting, is_pattern
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import Record, Settings, origin, promoting
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import Record, Settings, origin, promote_all
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion import Wanted
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion_tools import Endpoint, need
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
@@ -136,18 +136,19 @@ class Archive:
         record.check()
         with admitted(self._settings["htpasswd"]) as password:
             target = Endpoint("target", self._settings["target"], USER, password, validate_certs=False)
-            with target.client() as there:
-                for source in self._settings["sources"]:
-                    self._bring(source, target, there, record)
+            for source in self._settings["sources"]:
+                self._bring(source, target, record)
 
-    def _bring(self, settings: Mapping[str, Any], target: Endpoint, there: RegistryClient, record: Record) -> None:
+    def _bring(self, settings: Mapping[str, Any], target: Endpoint, record: Record) -> None:
         images = [image for image in self._settings["images"] if image["domain"] == settings["domain"]]
         try:
             source = Endpoint("source", **{key: value for key, value in settings.items() if key != "domain"})
             platforms = tuple(self._settings["platforms"])
             how = Settings(force=True, record=record, by=f"the archive {self._settings['name']}", lean=True, platforms=platforms)
-            with source.client() as asked, promoting((source, target), how, _PARALLEL, _COPY_SECONDS) as bring:
-                reports = bring(_Upstream(asked, there, self._settings["most_tags"], platforms, self.outcome).wanted(images))
+            reports = promote_all(
+                lambda asked, there: _Upstream(asked, there, self._settings["most_tags"], platforms, self.outcome).wanted(images),
+                (source, target), how, _PARALLEL, _COPY_SECONDS,
+            )
         except RegistryFleetError as error:
             self.outcome.failed.update({f"{image['to']}:{image['tag']}": str(error) for image in images})
             return

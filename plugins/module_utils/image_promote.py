@@ -10,12 +10,13 @@ import getpass
 import hashlib
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest, choose, parse_manifest
@@ -195,24 +196,30 @@ def promote(
     if notes:
         notes.check()
     settings = Settings(rules, signing, force, notes, promoted_by or whoever(), dry)
-    with promoting(ends, settings, parallel, copy_timeout, **waiting) as do:
-        reports = do(parse_all(images, ends[0].host, ends[1].host))
+    reports = promote_all(lambda *_clients: parse_all(images, ends[0].host, ends[1].host), ends, settings, parallel, copy_timeout, **waiting)
     changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
     return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
 
 
-@contextmanager
-def promoting(
-    ends: tuple[Endpoint, Endpoint], settings: Settings, parallel: int, copy_timeout: float, **waiting: Any
-) -> Iterator[Callable[[Sequence[Wanted]], list[dict[str, Any]]]]:
-    """A function that promotes from the first registry to the second, and tells of each image. Raises RegistryFleetError for what is wrong with the ends."""
+def promote_all(
+    asks: Callable[[RegistryClient, RegistryClient], Sequence[Wanted]], ends: tuple[Endpoint, Endpoint], settings: Settings, parallel: int,
+    copy_timeout: float, **waiting: Any,
+) -> list[dict[str, Any]]:
+    """Promote what ``asks`` finds to be wanted, of both registries if need be; what happened to each.
+
+    Raises RegistryFleetError for what is wrong with the registries.
+    """
     with ExitStack() as stack:
         clients = [stack.enter_context(end.client(**waiting)) for end in ends]
+        wanted = asks(clients[0], clients[1])
+        # A registry that everybody may read from would take until the first copy to refuse a login, and --check would not see it.
+        for client in (client for client, end in zip(clients, ends) if end.username):
+            client.log_in()
         tools = stack.enter_context(Tools(*ends, retries=waiting.get("retries", 3), timeout=copy_timeout))
         key = parse_key(tools.public_key(settings.signing), "sign.key") if settings.signing else None
         pool, askers = stack.enter_context(ThreadPoolExecutor(parallel)), stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
-        run = _Run(ends, clients[0], clients[1], tools, settings, key, askers)
-        yield lambda wanted: list(pool.map(run.promote, wanted))
+        run = _Run(ends, clients[0], clients[1], tools, settings, key, askers, wanted)
+        return list(pool.map(run.promote, wanted))
 
 
 def whoever() -> str:
@@ -252,13 +259,19 @@ class _Run:
 
     def __init__(
         self, ends: tuple[Endpoint, Endpoint], source: RegistryClient, target: RegistryClient, tools: Tools, settings: Settings, key: Key | None,
-        pool: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor, wanted: Sequence[Wanted],
     ) -> None:
         self._ends, self._source, self._target, self._tools, self._settings, self._key, self._pool = ends, source, target, tools, settings, key, pool
         self._out_of_reach: RegistryError | None = None
+        # Signatures are read, added to and written again: images that come into one repository do so one after the other.
+        self._turns = {each.to_path: threading.Lock() for each in wanted}
 
     def promote(self, wanted: Wanted) -> dict[str, Any]:
         """Plan and, unless the run is dry, do it; what happened."""
+        with self._turns[wanted.to_path]:
+            return self._promote(wanted)
+
+    def _promote(self, wanted: Wanted) -> dict[str, Any]:
         began = time.monotonic()
         report: dict[str, Any] = {
             "image": wanted.text, "source": f"{self._ends[0].host}/{wanted.name}", "target": f"{self._ends[1].host}/{wanted.to}", "digest": wanted.digest,

@@ -287,6 +287,14 @@ class RegistryClient:
     def __exit__(self, *_unused: object) -> None:
         self._http.close()
 
+    def log_in(self) -> None:
+        """Ask for nothing but what the registry thinks of the credentials. One that anybody may read from at ``/v2/`` does not say."""
+        def ask() -> None:
+            with self._get("", f"{self.url}/v2/", {}) as answer:
+                answer.read(_MAX_ERROR_BYTES)
+
+        self._retrying(ask)
+
     def manifest(self, repository: str, target: str) -> tuple[Manifest, Transfer]:
         """The manifest of a tag or digest, its digest verified."""
         manifest, _body, transfer = self._retrying(lambda: self._manifest(repository, target))

@@ -288,6 +288,16 @@ def test_it_is_signed_again_once_and_keeps_the_other_signatures(promote: Promote
     assert "the signing key" in said["msg"] and "decryption failed" in said["msg"] and "wr0ng-one" not in json.dumps(said)
 
 
+def test_names_of_one_image_do_not_overwrite_each_others_signatures(promote: Promote, registry: Registry, target: Registry, keys: Keys) -> None:
+    digest = registry.push(PATH, "1", made())
+    keys.sign("ci", registry, digest)
+    names = [f"{PATH}:1 as {PATH}:{number}" for number in range(5)]
+    images = promote(*names, sign={"key": keys.private("prod"), "password": KEY_PASSWORD}, parallel=5)["images"]
+    assert sorted(each["signed"] for each in images) == [False] * 4 + [True]
+    assert keys.signed("ci", target, digest) and keys.signed("prod", target, digest)
+    assert {tag for tag in tags(target) if not tag.startswith("sha256-")} == set("01234")
+
+
 def test_referrers_come_too_and_those_of_referrers(promote: Promote, registry: Registry, target: Registry, keys: Keys) -> None:
     image = made()
     digest = registry.push(PATH, "1", image)
@@ -418,9 +428,8 @@ def test_a_run_that_is_killed_leaves_the_tag_and_the_next_one_goes_on(
         "print(promote(**json.loads(sys.argv[1])))"
     )
     arguments = {"images": [f"{PATH}:1"], "source": {"url": registry.url}, "target": {"url": target.url}, **wanted}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(arguments)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS), "TMPDIR": str(directory)},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(COLLECTIONS), "TMPDIR": str(directory)}
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], start_new_session=True, env=environment)
     until((directory / "held").exists)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
