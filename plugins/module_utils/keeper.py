@@ -138,8 +138,12 @@ class _Run:
             aside.take(path, "link", seen, reads=True)
         for digest, held in blobs.items():
             aside.take(os.path.dirname(self._store.blob_path(digest)), "data", held, reads=False)
-        self._wait(aside)
-        self._outcome.used = self._used(aside, before) if aside.taken else ""
+        if aside.taken:
+            # At once as well: an image that came while all of this was set aside is whole again as soon as may be.
+            self._outcome.used = self._used(aside, before)
+            if not self._outcome.used:
+                self._wait(aside)
+                self._outcome.used = self._used(aside, before)
         if self._outcome.used:
             for taken in reversed(aside.taken):
                 aside.put_back(taken)

