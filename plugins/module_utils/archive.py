@@ -19,7 +19,7 @@ import string
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_tags import fitting, is_pattern
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -38,6 +38,8 @@ _PARALLEL = 2
 # bcrypt's least work: the password is 256 random bits.
 _SALT = "$2b$04$"
 _LIBRARIES = ("libcrypt.so.1", "libcrypt.so.2")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -58,30 +60,35 @@ class _Upstream:
 
     def __init__(self, source: RegistryClient, target: RegistryClient, most_tags: int, platforms: Sequence[str], outcome: Outcome) -> None:
         self._source, self._target, self._most_tags, self._platforms, self._outcome = source, target, most_tags, platforms, outcome
+        self._enough = ""
 
     def wanted(self, images: Sequence[Mapping[str, str]]) -> list[Wanted]:
         """What is to be brought, or looked at again. A tag that is written comes before a pattern that it fits."""
         found: dict[str, Wanted | None] = {}
-        ordered = sorted(images, key=lambda image: is_pattern(image["tag"]))
-        for position, image in enumerate(ordered):
-            try:
-                for tag in self._tags(image) if is_pattern(image["tag"]) else [image["tag"]]:
-                    name = f"{image['to']}:{tag}"
-                    if name not in found:
-                        found[name] = None
-                        found[name] = self._look(image, tag, name)
-            except RegistryFleetError as error:
-                # A registry that does not answer, or wants not to be asked now, is asked nothing more in this run.
-                is_enough = isinstance(error, RegistryError) and error.status in (None, 429, 503)
-                for each in ordered[position:] if is_enough else [image]:
-                    self._outcome.failed[f"{each['to']}:{each['tag']}"] = str(error)
-                if is_enough:
-                    break
+        for image in sorted(images, key=lambda image: is_pattern(image["tag"])):
+            for tag in self._ask(f"{image['to']}:{image['tag']}", self._tags, image) or []:
+                name = f"{image['to']}:{tag}"
+                if name not in found:
+                    found[name] = self._ask(name, self._look, image, tag, name)
         return [each for each in found.values() if each is not None]
 
+    def _ask(self, name: str, question: Callable[..., T], *about: Any) -> T | None:
+        """The answer; None where there is none. A registry that does not answer, or wants not to be asked now, is asked nothing more in this run."""
+        if not self._enough:
+            try:
+                return question(*about)
+            except RegistryFleetError as error:
+                self._outcome.failed[name] = str(error)
+                self._enough = str(error) if isinstance(error, RegistryError) and error.status in (None, 429, 503) else ""
+        else:
+            self._outcome.failed[name] = self._enough
+        return None
+
     def _tags(self, image: Mapping[str, str]) -> list[str]:
-        """Those that fit at the upstream, and those in the archive that once did."""
+        """The tag that is written, or those at the upstream that fit the pattern. Those in the archive that once did are told."""
         pattern, to = image["tag"], image["to"]
+        if not is_pattern(pattern):
+            return [pattern]
         there = self._listed(self._source, image["path"])
         kept = fitting(self._listed(self._target, to), pattern, sys.maxsize)[0]
         tags, beyond = fitting(there, pattern, self._most_tags)

@@ -297,19 +297,23 @@ def test_images_come_by_a_mirror(archive: Archive, upstream: Registry, start_reg
 
 
 def test_one_broken_image_stops_no_other(archive: Archive, upstream: Registry) -> None:
-    broken, good = made(), made()
+    """A layer that is lost, a manifest that is lost (it is listed still), and two that never were."""
+    broken, lost, good = made(), made(), made()
     upstream.push("svc/app", "broken", broken)
-    digest = upstream.push("svc/app", "good", good)
+    upstream.push("svc/app", "b-lost", lost)
+    digest = upstream.push("svc/app", "b", good)
     upstream.blob_path(list(broken.blobs)[1]).unlink()
-    archive.wants(*(f"{domain(upstream)}/svc/app:{tag}" for tag in ("broken", "good", "none")), f"{domain(upstream)}/svc/none:v*")
+    upstream.blob_path(lost.digest).unlink()
+    archive.wants(f"{domain(upstream)}/svc/app:none", f"{domain(upstream)}/svc/app:b*", f"{domain(upstream)}/svc/none:v*")
     said = archive.run(fails=True)
-    assert archive.tags(place(upstream)) == {"good": digest}
+    assert archive.tags(place(upstream)) == {"b": digest}
     assert f"<4>{place(upstream)}:none: the upstream has no such tag. Correct it, or take it out." in said
     assert f"<4>{place(upstream, 'svc/none')}:v*: the upstream has no tag that fits. Correct the pattern, or take it out." in said
     assert [line for line in said if line.startswith(f"<4>{place(upstream)}:broken: ")]
-    assert said[-1].endswith("; 0 are as they were, 3 failed")
+    assert [line for line in said if line.startswith(f"<4>{place(upstream)}:b-lost: ")]
+    assert said[-1].endswith("; 0 are as they were, 4 failed")
     metrics = (archive.base / "metrics/mirrorfleet_archive_archive.prom").read_text()
-    assert 'mirrorfleet_archive_tags{registry="archive",state="failed"} 3\n' in metrics
+    assert 'mirrorfleet_archive_tags{registry="archive",state="failed"} 4\n' in metrics
 
 
 def test_an_upstream_that_is_gone_stops_no_other_and_loses_nothing(archive: Archive, start_registry: StartRegistry) -> None:
