@@ -1,7 +1,7 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""The filter that turns registry_here into what templates use."""
+"""The filters that turn registry_here into what templates use."""
 
 from __future__ import annotations
 
@@ -89,14 +89,19 @@ _value:
     signing_key:
       description: The public key by which images in it are signed, as PEM text, or an empty string.
       type: str
+    archive:
+      description: What comes into an archive, C(images), C(sources), C(most_tags) and C(platforms); null for any other scope.
+      type: dict
 """
 
 from typing import Callable
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_list import Archive, Source, resolve
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registries import DAYS, NEWEST, Registry, normalise
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import normalise as normalise_upstreams
 
 
 def registries(value: object, users: object = (), keep_days: object = DAYS, keep_newest: object = NEWEST) -> list[Registry]:
@@ -107,9 +112,20 @@ def registries(value: object, users: object = (), keep_days: object = DAYS, keep
         raise AnsibleFilterError(str(error)) from error
 
 
+def archive_sources(value: Archive, upstreams: object, mirror: dict[str, str]) -> list[Source]:
+    """Where the images of an archive come from."""
+    try:
+        found, problems = resolve(value, normalise_upstreams(upstreams), mirror)
+    except RegistryFleetError as error:
+        raise AnsibleFilterError(str(error)) from error
+    if problems:
+        raise AnsibleFilterError("\n".join(problems))
+    return found
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., object]]:
         """The filters of this file."""
-        return {"registries": registries}
+        return {"registries": registries, "archive_sources": archive_sources}

@@ -11,7 +11,7 @@ from typing import Any, Iterable, Mapping, Sequence, TypedDict, Union
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils import registries, upstreams
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import archive_list, registries, upstreams
 
 # The variables that belong to no role, in the form of an argument specification. Explained in docs/variables.md.
 VARIABLES: dict[str, dict[str, Any]] = {
@@ -192,9 +192,13 @@ def registry_problems(variables: Mapping[str, object], mirrored: bool) -> list[s
     """What is wrong with the registries of a host and with their users. mirrored: whether it is a mirror host, too."""
     days, newest = variables.get("registry_keep_days", registries.DAYS), variables.get("registry_keep_newest", registries.NEWEST)
     good, problems = registries.check(variables.get("registry_here", []), variables.get("registry_users", []), days, newest)
+    known = upstreams.read(variables.get("mirror_upstreams", []))[0]
+    for each in good:
+        ways = archive_list.resolve(each["archive"], known, {"name": variables.get("registry_archive_mirror", "")})[1] if each["archive"] else []
+        problems += [f"registry_here: registry {each['name']!r}: {line}" for line in ways]
     taken = {
         port: f"the {use} port of upstream {upstream['name']!r}"
-        for upstream in upstreams.read(variables.get("mirror_upstreams", []))[0] for use, port in upstream["ports"].items()
+        for upstream in known for use, port in upstream["ports"].items()
     } if mirrored else {}
     runtime = variables.get("registry_runtime", variables.get("mirror_runtime", "package"))
     return problems + registries.driver_problems(good, runtime) + [

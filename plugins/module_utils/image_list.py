@@ -46,7 +46,7 @@ def by_upstream(images: Iterable[object], upstreams: Sequence[Upstream], mirrors
         except RegistryFleetError as error:
             problems.append(f"{image}: {error}.")
     if problems:
-        there = ", ".join(f"{upstream['name']} ({_domain(upstream)})" for upstream in upstreams) or "none"
+        there = ", ".join(f"{upstream['name']} ({domain_of(upstream)})" for upstream in upstreams) or "none"
         raise RegistryFleetError("\n".join([*problems, f"The upstreams are: {there}."]))
     return {name: list(references) for name, references in found.items() if references}
 
@@ -57,14 +57,17 @@ def _assign(image: str, upstreams: Sequence[Upstream], mirrors: set[str]) -> tup
         named = [upstream for upstream in upstreams if upstream["name"] == first]
         if not named:
             raise RegistryFleetError(f"there is no upstream {first!r}")
-        default = DOCKER_HUB if _domain(named[0]) == DOCKER_HUB else ""
-        return named[0], parse_image_reference(rest[0].strip(), default)
+        own = domain_of(named[0])
+        reference = parse_image_reference(rest[0].strip(), DOCKER_HUB if own == DOCKER_HUB else "")
+        # A path may begin as a domain does, as those in an archive do.
+        is_path = reference.domain.lower() not in ("", own, named[0]["host"].lower()) and ":" not in reference.domain
+        return named[0], replace(reference, domain="", path=f"{reference.domain}/{reference.path}") if is_path else reference
     reference = parse_image_reference(first)
     domain = reference.domain.lower()
     host, _colon, port = domain.rpartition(":")
     fitting = [
         upstream for upstream in upstreams
-        if domain in (_domain(upstream), upstream["host"].lower()) or (host in mirrors and port == str(upstream["ports"]["edge"]))
+        if domain in (domain_of(upstream), upstream["host"].lower()) or (host in mirrors and port == str(upstream["ports"]["edge"]))
     ]
     if not fitting:
         raise RegistryFleetError(f"no upstream serves {domain}")
@@ -75,6 +78,6 @@ def _assign(image: str, upstreams: Sequence[Upstream], mirrors: set[str]) -> tup
     return fitting[0], reference
 
 
-def _domain(upstream: Upstream) -> str:
+def domain_of(upstream: Upstream) -> str:
     """The domain of its images, as docker hosts write it."""
     return DOCKER_HUB if upstream["docker_hub"] or upstream["host"] == "registry-1.docker.io" else upstream["host"].lower()

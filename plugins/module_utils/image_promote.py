@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import getpass
+import hashlib
 import json
 import os
 import threading
@@ -18,7 +19,7 @@ from datetime import datetime, timezone
 from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest, choose, parse_manifest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion import (
     Facts,
     Key,
@@ -91,7 +92,7 @@ class _Plan:
     top: _Node
     platforms: list[str]
     missing: list[Descriptor]
-    copies: bool
+    copies: list[str]
     attached: list[_Attached]
     referrers: dict[str, list[_Attached]]
     previous: str
@@ -151,7 +152,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all images of a run."""
+    """What holds for all images of a run.
+
+    lean: what the target has by its digest is not asked for at the source again, and what it lacks the source is not asked for before it is copied.
+    platforms: of an index only what is for these is brought, and an index of that alone; none: all of it.
+    """
 
     policy: Policy = field(default_factory=Policy)
     signing: SigningKey | None = None
@@ -159,6 +164,8 @@ class Settings:
     record: Record | None = None
     by: str = ""
     dry: bool = False
+    lean: bool = False
+    platforms: tuple[str, ...] = ()
 
 
 def promote(
@@ -188,19 +195,31 @@ def promote(
     notes = Record(record) if record else None
     if notes:
         notes.check()
+    settings = Settings(rules, signing, force, notes, promoted_by or whoever(), dry)
+    reports = promote_all(lambda *_clients: parse_all(images, ends[0].host, ends[1].host), ends, settings, parallel, copy_timeout, **waiting)
+    changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
+    return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
+
+
+def promote_all(
+    asks: Callable[[RegistryClient, RegistryClient], Sequence[Wanted]], ends: tuple[Endpoint, Endpoint], settings: Settings, parallel: int,
+    copy_timeout: float, **waiting: Any,
+) -> list[dict[str, Any]]:
+    """Promote what ``asks`` finds to be wanted, of both registries if need be; what happened to each.
+
+    Raises RegistryFleetError for what is wrong with the registries.
+    """
     with ExitStack() as stack:
         clients = [stack.enter_context(end.client(**waiting)) for end in ends]
-        wanted = parse_all(images, ends[0].host, ends[1].host)
+        wanted = asks(clients[0], clients[1])
         # A registry that everybody may read from would take until the first copy to refuse a login, and --check would not see it.
         for client in (client for client, end in zip(clients, ends) if end.username):
             client.log_in()
         tools = stack.enter_context(Tools(*ends, retries=waiting.get("retries", 3), timeout=copy_timeout))
-        key = parse_key(tools.public_key(signing), "sign.key") if signing else None
+        key = parse_key(tools.public_key(settings.signing), "sign.key") if settings.signing else None
         pool, askers = stack.enter_context(ThreadPoolExecutor(parallel)), stack.enter_context(ThreadPoolExecutor(_AT_ONCE))
-        run = _Run(ends, clients[0], clients[1], tools, Settings(rules, signing, force, notes, promoted_by or whoever(), dry), key, askers, wanted)
-        reports = list(pool.map(run.promote, wanted))
-    changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
-    return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
+        run = _Run(ends, clients[0], clients[1], tools, settings, key, askers, wanted)
+        return list(pool.map(run.promote, wanted))
 
 
 def whoever() -> str:
@@ -273,8 +292,8 @@ class _Run:
             if report["changed"] and not self._settings.dry and self._settings.record:
                 self._settings.record.add(self._settings.by, report)
         except RegistryError as error:
-            # Nobody waits for each of ninety images until a registry that is gone has not answered.
-            if error.status is None:
+            # Nobody waits for each of ninety images until a registry that is gone has not answered, or asks one on that has had enough.
+            if error.status in (None, 429):
                 self._out_of_reach = error
             report["error"] = str(error)
         except RegistryFleetError as error:
@@ -285,7 +304,9 @@ class _Run:
     def _plan(self, wanted: Wanted, report: dict[str, Any]) -> _Plan:
         now = datetime.now(timezone.utc)
         digest = report["digest"] = self._resolve(wanted)
-        nodes = self._nodes(wanted.path, digest)
+        nodes = self._nodes(wanted, digest)
+        parts = [digest] if nodes[0].descriptor.digest == digest else [node.descriptor.digest for node in nodes[1:]]
+        digest = report["digest"] = nodes[0].descriptor.digest
         top, platforms = nodes[0], [node for node in nodes if node.is_platform]
         there = self._target.head_manifest(wanted.to_path, wanted.to_tag)
         previous = there.digest if there else ""
@@ -300,11 +321,13 @@ class _Run:
         missing = self._missing_blobs(wanted, nodes)
         attached, referrers = self._attachments(wanted, [node.descriptor.digest for node in nodes])
         signs = self._key is not None and not self._signed_at_target(wanted, digest, self._key)
-        names, copies = sorted(node.platform for node in platforms if node.platform), bool(missing) or not all(manifests)
+        names, copies = sorted(node.platform for node in platforms if node.platform), parts if missing or not all(manifests) else []
         return _Plan(wanted, digest, top, names, missing, copies, attached, referrers, previous, history, signs, signed_by)
 
     def _resolve(self, wanted: Wanted) -> str:
         """The digest to promote. A tag is asked for once; what it names later is of no account."""
+        if self._settings.lean and wanted.digest and not wanted.tag and self._target.head_manifest(wanted.to_path, wanted.digest):
+            return wanted.digest
         found = self._source.head_manifest(wanted.path, wanted.tag or wanted.digest)
         if found is None:
             raise RegistryFleetError(f"the source {self._source.url} has no {wanted.name}. Check the name, or push it there first.")
@@ -313,14 +336,19 @@ class _Run:
             raise RegistryFleetError(f"{why}. Look at what was pushed since, and give the digest that is meant.")
         return found.digest
 
-    def _nodes(self, path: str, digest: str) -> list[_Node]:
+    def _body(self, wanted: Wanted, digest: str) -> tuple[Manifest, bytes]:
+        if self._settings.lean and self._target.head_manifest(wanted.to_path, digest):
+            return self._target.manifest_body(wanted.to_path, digest)
+        return self._source.manifest_body(wanted.path, digest)
+
+    def _nodes(self, wanted: Wanted, digest: str) -> list[_Node]:
         """The image's manifests, the top one first. Raises RegistryFleetError if one is not there."""
-        manifest, body = self._source.manifest_body(path, digest)
-        top = _Node(Descriptor(digest, len(body), manifest.media_type), manifest, body, is_platform=not manifest.is_index)
+        manifest, body = self._body(wanted, digest)
+        top = self._chosen(_Node(Descriptor(digest, len(body), manifest.media_type), manifest, body, is_platform=not manifest.is_index))
 
         def child(item: Descriptor) -> _Node:
             try:
-                inner, content = self._source.manifest_body(path, item.digest)
+                inner, content = self._body(wanted, item.digest)
             except RegistryError as error:
                 if error.status != 404:
                     raise
@@ -331,13 +359,31 @@ class _Run:
             return _Node(item, inner, content, item.platform, _is_platform(item))
 
         # Of a manifest that is named twice, what makes it an image counts: nothing may hide one from the policy.
-        return [top, *self._each({item.digest: item for item in sorted(manifest.manifests, key=_is_platform)}.values(), child)]
+        return [top, *self._each({item.digest: item for item in sorted(top.manifest.manifests, key=_is_platform)}.values(), child)]
+
+    def _chosen(self, top: _Node) -> _Node:
+        """An index of the wanted platforms and what is about them, which names the one it was made of. Raises ManifestError if there is none of them."""
+        platforms = self._settings.platforms
+        if not platforms or not top.manifest.is_index:
+            return top
+        digests = {item.digest for item in choose(top.manifest.manifests, platforms)[0]}
+        digests |= {item.digest for item in top.manifest.manifests if item.about in digests}
+        if digests >= {item.digest for item in top.manifest.manifests}:
+            return top
+        document = top.document
+        document["manifests"] = [item for item in document["manifests"] if item["digest"] in digests]
+        document["annotations"] = {**document.get("annotations", {}), **origin(top.descriptor.digest, platforms)}
+        body = json.dumps(document, separators=(",", ":")).encode()
+        manifest = parse_manifest(body, top.manifest.media_type)
+        return _Node(Descriptor(f"sha256:{hashlib.sha256(body).hexdigest()}", len(body), manifest.media_type), manifest, body, is_platform=False)
 
     def _missing_blobs(self, wanted: Wanted, nodes: Sequence[_Node]) -> list[Descriptor]:
         """What the target lacks. Raises RegistryFleetError if the source lacks one of these."""
         blobs = {blob.digest: blob for node in nodes for blob in node.manifest.blobs if not any(word in blob.media_type for word in _ELSEWHERE)}
         there = self._each(blobs.values(), lambda blob: self._target.head_blob(wanted.to_path, blob.digest, blob.size))
         missing = [blob for blob, found in zip(blobs.values(), there) if not found]
+        if self._settings.lean:
+            return missing
         at_source = self._each(missing, lambda blob: self._source.head_blob(wanted.path, blob.digest, blob.size))
         lost = [f"{blob.digest} ({blob.size} bytes)" for blob, found in zip(missing, at_source) if not found]
         if lost:
@@ -429,8 +475,8 @@ class _Run:
 
     def _do(self, plan: _Plan) -> None:
         wanted = plan.wanted
-        if plan.copies:
-            self._tools.copy(wanted.path, plan.digest, wanted.to_path)
+        for digest in plan.copies:
+            self._tools.copy(wanted.path, digest, wanted.to_path)
         for each in plan.attached:
             self._tools.copy(wanted.path, each.digest, wanted.to_path)
             self._target.put_manifest(wanted.to_path, each.tag, each.body, each.media_type)
@@ -476,6 +522,11 @@ class _Run:
 def _is_platform(item: Descriptor) -> bool:
     """Only by this platform does an engine know what is no image; annotations are of no account."""
     return item.platform != "unknown/unknown"
+
+
+def origin(digest: str, platforms: Sequence[str]) -> dict[str, str]:
+    """The annotations of an index that holds some platforms of another one."""
+    return {"mirrorfleet.made-of": digest, "mirrorfleet.platforms": ",".join(platforms)}
 
 
 def _timestamp() -> str:

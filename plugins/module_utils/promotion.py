@@ -31,6 +31,8 @@ _MAX_TAG = 128
 _CLOCK_SKEW = timedelta(minutes=5)
 # What attaches something to an image by its name, for cosign and for registries that do not know referrers; and what the history is kept under.
 _RESERVED = re.compile(r"sha(256|384|512)-[a-f0-9]{64,}.*|.*" + re.escape(HISTORY) + r"[0-9]{8}T[0-9]{6}Z-[a-f0-9]{12}")
+# Stands for a registry's host, which need not look like one.
+_ANY = "registry.invalid"
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:([Zz])|([+-])(\d\d):(\d\d))")
 
 
@@ -63,13 +65,14 @@ def parse_wanted(text: str, source: str = "", target: str = "") -> Wanted:
         if len(part.split()) > 1:
             raise RegistryFleetError(f"images: {text!r} has several words. Write PATH:TAG, or PATH:TAG as PATH:TAG.")
         try:
-            # A path may begin as a domain does; only the registry's own is one.
-            bare = part[len(registry) + 1:] if registry and part.startswith(f"{registry}/") else part
-            reference = parse_image_reference(bare, default_domain="")
+            # A path may begin as a domain does, as those in an archive do: behind the registry's own it is a path.
+            is_full = bool(registry) and part.startswith(f"{registry}/")
+            reference = parse_image_reference(f"{_ANY}{part[len(registry):]}" if is_full else part, default_domain="")
         except ImageReferenceError as error:
-            raise RegistryFleetError(f"images: {error}") from None
-        if reference.domain:
-            raise RegistryFleetError(f"images: {text!r} names the registry {reference.domain}, and {option} is {registry}. Write only the path there.")
+            raise RegistryFleetError(f"images: {error}".replace(f"{_ANY}/", f"{registry}/")) from None
+        if reference.domain and not is_full:
+            remedy = f"Write only the path there, or {registry}/{part} if it begins so."
+            raise RegistryFleetError(f"images: {text!r} names the registry {reference.domain}, and {option} is {registry}. {remedy}")
         return reference.path, reference.tag, reference.digest
 
     path, tag, digest = read(name, source, "source")
@@ -78,9 +81,14 @@ def parse_wanted(text: str, source: str = "", target: str = "") -> Wanted:
         raise RegistryFleetError(f"images: {text!r} has neither a tag nor a digest. Write which one is meant, like {path}:1.4.")
     if to_digest or not to_tag:
         raise RegistryFleetError(f"images: {text!r} does not say which tag it gets. Write {name} as {to_path}:TAG.")
-    if _RESERVED.fullmatch(to_tag):
+    if is_reserved(to_tag):
         raise RegistryFleetError(f"images: {text!r} would set the tag {to_tag}, which names signatures or history. Write another one.")
     return Wanted(text.strip(), path, tag, digest, to_path, to_tag)
+
+
+def is_reserved(tag: str) -> bool:
+    """Whether a tag names what is attached to an image, or its history."""
+    return _RESERVED.fullmatch(tag) is not None
 
 
 def parse_all(texts: Iterable[str], source: str = "", target: str = "") -> list[Wanted]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Callable, Iterable, Mapping, Sequence, TypedDict
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import archive_list
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PLACEHOLDER, Missing, near_miss, shown
 
@@ -36,6 +37,7 @@ class Registry(TypedDict):
     keep: Keep | None
     backup_target: str
     signing_key: str
+    archive: archive_list.Archive | None
 
 
 class User(TypedDict):
@@ -52,6 +54,7 @@ class Scope:
 
     writer: the role of the users who may write; none: anyone may. deletes: whether a writer may delete an image.
     days, newest: which rules of retention it takes; at_least: how many images of a repository stay, however old they are.
+    archived: whether its images come by themselves, and its writer is no user of anybody's.
     """
 
     writer: str
@@ -60,6 +63,7 @@ class Scope:
     newest: bool = False
     at_least: int = 0
     guarded: bool = False
+    archived: bool = False
 
 
 SCOPES = {
@@ -67,6 +71,7 @@ SCOPES = {
     "ci_tests": Scope(writer="ci", deletes=True, days=True, at_least=1),
     "ci_snapshots": Scope(writer="ci", deletes=True, newest=True),
     "prod": Scope(writer="promotion", deletes=False, guarded=True),
+    "archive": Scope(writer="archive", deletes=False, archived=True),
 }
 ROLES = ("reader", "ci", "promotion")
 # What is used where nothing is written: that of the role registry.
@@ -82,6 +87,7 @@ _OF_SCOPES: dict[str, Callable[[Scope], bool]] = {
     "keep_newest": lambda scope: scope.newest,
     "backup_target": lambda scope: scope.guarded,
     "signing_key": lambda scope: scope.guarded,
+    **dict.fromkeys(archive_list.KEYS, lambda scope: scope.archived),
 }
 KEYS = (*REQUIRED, "storage", *_OF_SCOPES)
 USER_KEYS = ("name", "role", "hash")
@@ -257,11 +263,16 @@ class _Reader:
             self._problems.append("backup_target: is missing. Nothing is in prod without a backup: write where it goes, a directory or s3:https://host/bucket.")
         if scope.guarded and self._item.get("signing_key") is None:
             self._problems.append("signing_key: is missing. What comes into prod is signed: write the public key (PEM text, as cosign.pub has it).")
+        archive = None
+        if scope.archived:
+            archive, wrong = archive_list.read(self._item)
+            self._problems += wrong
         if self._problems:
             return None, self._problems
         return Registry(
             name=name, scope=scope_name, port=port, driver=driver, directory=directory, parameters=parameters, writer=scope.writer,
             deletes=scope.deletes, keep=keep, backup_target=target, signing_key=key_text,
+            archive=archive,
         ), []
 
     def _get(self, key: str, parse: Callable[[Any], Any], default: Any) -> Any:
@@ -332,7 +343,7 @@ def writer_problems(registries: Iterable[Registry], users: Iterable[User]) -> li
     roles = {each["role"] for each in users}
     return [
         f"registry_users: nobody has the role {each['writer']}, so nothing can come into the registry '{each['name']}' ({each['scope']}). Add a user with it."
-        for each in registries if each["writer"] and each["writer"] not in roles
+        for each in registries if each["writer"] in ROLES and each["writer"] not in roles
     ]
 
 

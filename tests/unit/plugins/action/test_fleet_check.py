@@ -563,7 +563,7 @@ def test_registries_that_can_not_be_meant_are_refused(with_registry: Fleet) -> N
     with_registry.refused(
         "host r1: registry_keep_day: is no variable of this collection. Write registry_keep_days.",
         "host r1: registry_tls: 'maybe': write ca, given or none.",
-        "host r1: registry_here: registry 'play': scope: 'playground': is no scope. There are sandbox, ci_tests, ci_snapshots and prod.",
+        "host r1: registry_here: registry 'play': scope: 'playground': is no scope. There are sandbox, ci_tests, ci_snapshots, prod and archive.",
         "host r1: registry_here: registry 'snapshots': keep_newest: 0: write a whole number from 1: retention must not empty a repository.",
         "host r1: registry_here: registry 'prod': backup_target: is missing. Nothing is in prod without a backup: write where it goes, "
         "a directory or s3:https://host/bucket.",
@@ -586,6 +586,34 @@ def test_ports_of_registries_and_mirrors_on_one_host_differ(with_registry: Fleet
     with_registry.refused(
         "host m1.lima: registry_here: registry 'play': port: 15000: is the cache port of upstream 'central'. Write another port."
     )
+
+
+def test_archives_that_can_not_be_meant_are_refused(with_registry: Fleet) -> None:
+    archive = {"name": "archive", "scope": "archive", "port": 5013}
+    with_registry.vars["registries"].update(
+        registry_here=[
+            {**archive, "images": ["artifactory.example.com/svc/app:1", "docker.io/library/debian"]},
+            {**archive, "name": "other", "port": 5014, "images": ["artifactory.example.com/svc/app:1"]},
+            {**archive, "name": "third", "port": 5015, "images": ["quay.io/a:1"], "upstreams": [
+                {"domain": "quay.io", "username": "reader", "password": "{{ nowhere }}"},
+                {"domain": "ghcr.io", "username": "reader", "password": PASSWORD, "a": 1},
+            ]},
+        ],
+    )
+    with_registry.refused(
+        "host r1: registry_here: registry 'archive': images: 'docker.io/library/debian' does not say which tags. "
+        "Write docker.io/library/debian:TAG, or docker.io/library/debian:1.* for all that begin so.",
+        "host r1: registry_here: registry 'third': upstreams: 'quay.io': password: has no value ('nowhere' is undefined). "
+        "Define it in the vault, and give the vault's password.",
+        "host r1: registry_here: registry 'third': upstreams: 'ghcr.io': a: is no key of it. "
+        "There are domain, url, username, password, ca_cert, validate_certs.",
+        "host r1: registry_here: registry 'other': images: artifactory.example.com is the upstream 'central', which has a path_prefix, and skopeo finds no "
+        "registry below a path. Write registry_archive_mirror, the mirror host that it is pulled by.",
+    )
+    with_registry.vars["registries"].update(
+        registry_here=[{**archive, "images": ["artifactory.example.com/svc/app:1"]}], registry_archive_mirror="m1.zagreb",
+    )
+    with_registry.accepted()
 
 
 def test_object_storage_is_for_one_registry_of_one_host(with_registry: Fleet) -> None:

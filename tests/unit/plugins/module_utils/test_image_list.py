@@ -31,6 +31,9 @@ DIGEST = f"sha256:{'0' * 64}"
     ("central svc/app:1", "central", "svc/app:1"),
     ("central  busybox:1 ", "central", "busybox:1"),
     ("dockerhub busybox:1", "dockerhub", "library/busybox:1"),
+    ("dockerhub docker.io/busybox:1", "dockerhub", "library/busybox:1"),
+    ("plain registry.example.com:8443/svc/app:1", "plain", "svc/app:1"),
+    ("plain docker.io/library/busybox:1", "plain", "docker.io/library/busybox:1"),
 ])
 def test_an_image_finds_its_upstream(image: str, upstream: str, reference: str) -> None:
     assert by_upstream([image], UPSTREAMS, ["mirror.zagreb"]) == {upstream: [reference]}

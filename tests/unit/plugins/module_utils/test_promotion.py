@@ -50,6 +50,11 @@ def test_what_is_written_is_what_is_wanted(path: str, tag: str, digest: str, oth
     assert parse_wanted(with_registries, "from.test:5000", "to.test").to == f"{to_path}:{to_tag}"
 
 
+def test_a_path_may_begin_as_a_domain_does() -> None:
+    wanted = parse_wanted("archive:5013/docker.io/library/debian:12 as prod.test/quay.io_8443/debian:12", "archive:5013", "prod.test")
+    assert (wanted.path, wanted.to_path) == ("docker.io/library/debian", "quay.io_8443/debian")
+
+
 @given(st.one_of(st.text(), st.from_regex(r"[a-z:@/ .as-]{0,30}( as [a-z:@/ .-]{0,20})?", fullmatch=True)))
 def test_anything_else_is_refused_with_a_reason(text: str) -> None:
     try:

@@ -80,7 +80,7 @@ def test_registries_of_two_hosts_do_not_share_a_bucket() -> None:
 
 @pytest.mark.parametrize(("registry", "problem"), [
     ({**PLAY, "scope": "snadbox"}, "registry 'play': scope: 'snadbox': is no scope. Write sandbox."),
-    ({**PLAY, "scope": "staging"}, "registry 'play': scope: 'staging': is no scope. There are sandbox, ci_tests, ci_snapshots and prod."),
+    ({**PLAY, "scope": "staging"}, "registry 'play': scope: 'staging': is no scope. There are sandbox, ci_tests, ci_snapshots, prod and archive."),
     ({**PLAY, "scope": ["prod"]}, "is no scope"),
     ({"name": "play", "port": 5010}, "registry 'play': scope: is missing."),
     ({"scope": "sandbox", "port": 5010}, "registry number 1: name: is missing."),
@@ -196,5 +196,6 @@ def test_anything_gets_a_sentence_and_no_traceback(registries: Any, users: Any) 
 
 @given(st.sampled_from(sorted(SCOPES)), st.integers(1, 99999), st.integers(1, 99999))
 def test_nothing_that_is_right_may_empty_a_repository_that_is_pushed_to(scope: str, days: int, newest: int) -> None:
-    (found,) = normalise([{**(PROD if scope == "prod" else PLAY), "scope": scope}], USERS, days, newest)
+    more = {"images": ["debian:12"]} if scope == "archive" else {}
+    (found,) = normalise([{**(PROD if scope == "prod" else PLAY), "scope": scope, **more}], USERS, days, newest)
     assert found["keep"] is None or found["keep"]["newest"] > 0 or found["keep"]["days"] > 0
