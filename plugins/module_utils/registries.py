@@ -179,7 +179,34 @@ def _clashes(registries: Sequence[Registry]) -> list[str]:
             shared = _shared(one, other)
             if shared:
                 problems.append(f"registry_here: registries '{other['name']}' and '{one['name']}' share storage ({shared}). Give each its own.")
+    return problems + _target_clashes(registries)
+
+
+def _target_clashes(registries: Sequence[Registry]) -> list[str]:
+    """Backups that would mix with others, or with what they are a backup of."""
+    problems = []
+    backed_up = [each for each in registries if each["backup_target"]]
+    for position, one in enumerate(backed_up):
+        target = one["backup_target"]
+        for other in backed_up[:position]:
+            if _nested(target, other["backup_target"]):
+                problems.append(
+                    f"registry_here: registries '{other['name']}' and '{one['name']}' have the same backup_target, or one in the other's "
+                    f"({other['backup_target']} and {target}). Give each its own."
+                )
+        for other in registries:
+            if other["directory"] and _nested(target, other["directory"]):
+                problems.append(
+                    f"registry_here: registry '{one['name']}': backup_target: {target}: is, or is within, or holds the storage of '{other['name']}' "
+                    f"({other['directory']}). Write a place on another disk, or s3:https://host/bucket."
+                )
     return problems
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether two directories, or places behind S3, are the same or one is in the other."""
+    first, second = PurePosixPath(one), PurePosixPath(other)
+    return first == second or first in second.parents or second in first.parents
 
 
 def _shared(one: Registry, other: Registry) -> str:
