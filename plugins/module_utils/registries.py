@@ -179,13 +179,19 @@ def driver_problems(registries: Iterable[Registry], runtime: object) -> list[str
 
 
 def host_clashes(registries: Mapping[str, Sequence[Registry]]) -> list[str]:
-    """Object storage that registries of several hosts share. Whether directories are one share, only the hosts can tell."""
-    placed = [(host, each) for host, here in registries.items() for each in here if each["driver"] != "filesystem"]
-    return [
-        f"registry_here: the registries '{other['name']}' of {elsewhere} and '{one['name']}' of {host} share storage ({shared}). Give each its own."
-        for position, (host, one) in enumerate(placed) for elsewhere, other in placed[:position]
-        for shared in [_shared(one, other)] if host != elsewhere and shared
-    ]
+    """Object storage that registries of several hosts share, or their backups. Whether directories are one share, only the hosts can tell."""
+    placed = [(host, each) for host, here in registries.items() for each in here]
+    problems = []
+    for position, (host, one) in enumerate(placed):
+        for elsewhere, other in placed[:position]:
+            who = f"registry_here: the registries '{other['name']}' of {elsewhere} and '{one['name']}' of {host}"
+            shared = _shared(one, other) if one["driver"] != "filesystem" else ""
+            if host != elsewhere and shared:
+                problems.append(f"{who} share storage ({shared}). Give each its own.")
+            targets = other["backup_target"], one["backup_target"]
+            if host != elsewhere and all(each.startswith("s3:") for each in targets) and _nested(*targets):
+                problems.append(f"{who} have the same backup_target, or one in the other's ({targets[0]} and {targets[1]}). Give each its own.")
+    return problems
 
 
 def _clashes(registries: Sequence[Registry]) -> list[str]:

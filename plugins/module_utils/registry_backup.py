@@ -199,7 +199,7 @@ class Collector:
             if not found.problems:
                 break
             time.sleep(_PAUSE_SECONDS if look + 1 < _LOOKS else 0)
-            self._manifests = ManifestReader(self._store)
+            self._manifests, self._sizes = ManifestReader(self._store), {}
         return found
 
     def _look(self, repository: str) -> Links:

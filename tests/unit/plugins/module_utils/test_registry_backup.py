@@ -12,7 +12,10 @@ import os
 import random
 import re
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -39,7 +42,18 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_back
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_restore import Outcome, parse_wanted, restore
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.restic import Restic, Secrets, moment
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import locked
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, Registry, StartRegistry, digest_of, image_of, layer_of, until
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    COLLECTIONS,
+    Image,
+    ObjectStorage,
+    Registry,
+    StartRegistry,
+    digest_of,
+    free_port,
+    image_of,
+    layer_of,
+    until,
+)
 
 SECRETS = Secrets("of the test")
 KEEP = {"last": 100}
@@ -477,6 +491,195 @@ def small_disk(path: Path, megabytes: int) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+RUN = "import sys; from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_backup import main; sys.exit(main(sys.argv[1:]))"
+BRING_BACK = """
+import sys
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_backup import secrets_of, settings_of
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_restore import parse_wanted, restore
+restore(settings_of(sys.argv[1]), secrets_of(sys.argv[2]), parse_wanted("latest", "", "", False))
+"""
+
+
+def program(code: str, settings: Settings) -> subprocess.Popen[bytes]:
+    """What a service or a module is: a process of its own, with all that it starts."""
+    given = [Path(settings.state, name) for name in ("settings", "secrets")]
+    for path, values in zip(given, (settings, SECRETS)):
+        path.write_text(json.dumps(asdict(values)))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, given)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+
+
+def killed(code: str, settings: Settings, points: int) -> Iterator[bool]:
+    """Run it to its end to know how long it takes; then again and again, killed at as many points; whether it was before its end."""
+    began = time.monotonic()
+    process = program(code, settings)
+    said, _nothing = process.communicate(timeout=120)
+    assert process.returncode == 0, said.decode()
+    seconds = time.monotonic() - began
+    yield False
+    for point in range(points):
+        process = program(code, settings)
+        time.sleep(seconds * (point + 0.5) / points)
+        was_running = process.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=120)
+        yield was_running
+
+
+def test_a_backup_that_is_killed_anywhere(settings: Settings, registry: Registry, tmp_path: Path) -> None:
+    """The next one is whole, and so are those before; nobody has to remove a lock."""
+    few = replace(settings, keep={"last": 3}, check_parts=1)
+    registry.push("svc/app", "0", image(500_000))
+    hits = 0
+    for turn, hit in enumerate(killed(RUN, few, 12)):
+        hits += hit
+        registry.push("svc/app", f"after{turn}", image(500_000))
+    assert hits >= 8
+    record = done(few)
+    assert record.tags == 14
+    for number, snapshot in enumerate(Restic(settings.target, SECRETS, settings.cache).snapshots()):
+        brought_back(settings_for(tmp_path, tmp_path / f"other{number}", f"other{number}"), snapshot.id)
+        check_whole(tmp_path / f"other{number}")
+    assert check_whole(tmp_path / f"other{number}") == 14
+
+
+def test_a_restore_that_is_killed_anywhere(settings: Settings, registry: Registry, tmp_path: Path) -> None:
+    """No tag is there that is not whole; the next run goes on; nothing is left behind."""
+    base = layer_of({"base": noise(3_000_000)})
+    for number in range(30):
+        registry.push(f"svc/app{number % 3}", str(number), image(200_000, base=base))
+    done(settings)
+    other = settings_for(tmp_path, tmp_path / "other", "other")
+    partly = hits = 0
+    for hit in killed(BRING_BACK, other, 12):
+        hits += hit
+        tags = check_whole(tmp_path / "other")
+        partly += 0 < len(files(tmp_path / "other")) < len(files(registry.root))
+        if hit and tags < 30:
+            continue
+        # From the beginning.
+        shutil.rmtree(tmp_path / "other/docker")
+    assert hits >= 8 and partly >= 2
+    brought_back(other)
+    assert files(tmp_path / "other") == files(registry.root)
+    assert [path.name for path in (tmp_path / "other/.mirrorfleet").iterdir()] == ["holder.json"]
+
+
+def test_to_s3_and_back(settings: Settings, registry: Registry, tmp_path: Path, object_storage: ObjectStorage) -> None:
+    bucket = object_storage.bucket()
+    there = replace(settings, target=f"s3:{object_storage.url}/{bucket}/prod")
+    keys = Secrets("of the test", object_storage.access_key, object_storage.secret_key)
+    registry.push("svc/app", "1", image(200_000))
+    record = done(there, keys)
+    assert record.bytes_new > 200_000
+    assert sum(object_storage.objects(bucket).values()) > 200_000
+    registry.push("svc/app", "2", image(100_000))
+    assert 100_000 < done(there, keys).bytes_new < 200_000
+    other = settings_for(tmp_path, tmp_path / "other", "other")
+    restore(other, keys, parse_wanted("latest", "", "", False), source=there.target)
+    assert files(tmp_path / "other") == files(registry.root)
+
+    reader = Secrets("of the test", object_storage.reader_access_key, object_storage.reader_secret_key)
+    for wrong in (reader, Secrets("of the test", object_storage.access_key, "wrong"), Secrets("of the test", "nobody", "wrong")):
+        record = back_up(there, wrong)
+        assert "Check registry_backup_s3_access_key and registry_backup_s3_secret_key." in record.error
+    assert "wrong password" in back_up(there, replace(keys, password="wrong")).error
+    assert done(there, keys).snapshots == 3
+
+
+def test_s3_goes_away_in_the_middle(settings: Settings, registry: Registry, tmp_path: Path, object_storage: ObjectStorage) -> None:
+    """It comes back: the backup goes on. It is gone: nobody waits to be told."""
+    keys = Secrets("of the test", object_storage.access_key, object_storage.secret_key)
+    with Way(object_storage.port) as way:
+        there = replace(settings, target=f"s3:http://127.0.0.1:{way.port}/{object_storage.bucket()}/prod")
+        registry.push("svc/app", "1", image(100))
+        done(there, keys)
+        for number in range(4):
+            registry.push("svc/app", f"big{number}", image(4_000_000))
+        way.cut_after(3_000_000)
+        records: list[Record] = []
+        running = threading.Thread(target=lambda: records.append(back_up(there, keys)))
+        running.start()
+        until(lambda: way.is_cut)
+        time.sleep(3)
+        assert running.is_alive()
+        way.mend()
+        running.join(240)
+        assert [(each.error, each.problems, each.tags) for each in records] == [("", [], 5)]
+        way.cut()
+        began = time.monotonic()
+        assert "can't be reached" in back_up(there, keys).error
+        assert time.monotonic() - began < 10
+        way.mend()
+        other = settings_for(tmp_path, tmp_path / "other", "other")
+        restore(other, keys, parse_wanted("latest", "", "", False), source=there.target)
+        assert files(tmp_path / "other") == files(registry.root)
+
+
+class Way:
+    """A way to a server, which can be cut."""
+
+    def __init__(self, to: int) -> None:
+        self._to, self.port, self.is_cut = to, free_port(), False
+        self._limit: int | None = None
+        self._open: list[socket.socket] = []
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> Way:
+        self.mend()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.cut()
+
+    def cut_after(self, size: int) -> None:
+        """When so many more bytes have gone to the server."""
+        self._limit = size
+
+    def cut(self) -> None:
+        self.is_cut, self._limit = True, None
+        if self._listener is not None:
+            self._listener.close()
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def mend(self) -> None:
+        self.is_cut = False
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _address = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._to))
+            self._open += [client, server]
+            for source, sink, counts in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._pass, args=(source, sink, counts), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                content = source.recv(65536)
+                if not content:
+                    break
+                sink.sendall(content)
+                if counts and self._limit is not None:
+                    self._limit -= len(content)
+                    if self._limit < 0:
+                        self.cut()
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 def test_one_at_a_time(settings: Settings, registry: Registry) -> None:
