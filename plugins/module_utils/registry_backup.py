@@ -191,6 +191,8 @@ class Collector:
         self._manifests = ManifestReader(store)
         # blob -> bytes. One that was there stays.
         self._sizes: dict[str, int] = {}
+        # Blobs of a length that no image wants.
+        self._wrong: set[str] = set()
 
     def collect(self, repository: str) -> Links:
         """Looked at again, when something seems to be missing: it may just be written."""
@@ -211,10 +213,14 @@ class Collector:
         layers = store.layers(repository)
         ranks: dict[str, int] = {}
         lacks: dict[str, str] = {}
+        self._wrong = set()
         for digest in sorted(revisions):
             self._judge(digest, revisions, layers, ranks, lacks)
         problems = [f"{repository}@{digest} is not whole: {why}" for digest, why in sorted(lacks.items()) if why]
-        lines = [Line(f"_layers/{digest.replace(':', '/')}/link", digest, self._sizes[digest]) for digest in sorted(layers) if self._size(digest) is not None]
+        lines = [
+            Line(f"_layers/{digest.replace(':', '/')}/link", digest, self._sizes[digest])
+            for digest in sorted(layers) if self._size(digest) is not None and digest not in self._wrong
+        ]
         whole = [digest for digest in revisions if not lacks[digest]]
         for digest in sorted(whole, key=lambda each: (ranks[each], each)):
             manifest = self._manifests.get(digest)
@@ -252,6 +258,7 @@ class Collector:
                 why = f"the blob {blob.digest} is not there"
             elif size != blob.size:
                 why = f"the blob {blob.digest} has {size} bytes instead of {blob.size}"
+                self._wrong.add(blob.digest)
         for part in manifest.manifests if manifest else ():
             self._judge(part.digest, revisions, layers, ranks, lacks)
             ranks[digest] = max(ranks[digest], ranks[part.digest] + 1)

@@ -252,6 +252,9 @@ class _Run:
         self._restic, self._snapshot, self._store, self._lines, self._wanted, self._outcome = restic, snapshot, store, lines, wanted, outcome
         self._sizes = {line.digest: line.bytes for each in lines.values() for line in each}
         self._missing: list[str] = []
+        # Blobs that are wrong in the backup; and these with all that needs them.
+        self._wrong: list[str] = []
+        self._bad: set[str] = set()
         self._conflicts: list[Conflict] = []
         self._coming = os.path.join(store.root, DIRECTORY, _COMING)
 
@@ -315,6 +318,7 @@ class _Run:
                     self._write_links(repository, lines)
                 os.sync()
                 shutil.rmtree(self._coming, ignore_errors=True)
+            self._tell_of_bad()
         except OSError as error:
             raise RegistryFleetError(
                 f"{error.filename or self._store.root} can't be written: {error.strerror}. What has come stays, and the next run goes on from there."
@@ -386,7 +390,9 @@ class _Run:
             # restic says why.
             raise EOFError
         if not digest.endswith(f":{hashing.hexdigest()}"):
-            raise ResticError(f"The backup {self._snapshot.id[:8]} has other bytes for {digest}: the blob was damaged when it was backed up. Try an older one.")
+            self._wrong.append(digest)
+            self._bad.add(digest)
+            return
         path = self._store.blob_path(digest)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.rename(coming, path)
@@ -394,7 +400,7 @@ class _Run:
     def _verify(self) -> None:
         """What came is read from the disk once more; what was there has been."""
         for digest in self._missing:
-            if not self._is_right(digest):
+            if digest not in self._bad and not self._is_right(digest):
                 raise RegistryFleetError(f"{self._store.blob_path(digest)} was written, and can't be read again as it was. Check the disk.")
         self._outcome.verified = len(self._sizes)
         self._outcome.verified_bytes = sum(self._sizes.values())
@@ -402,12 +408,26 @@ class _Run:
     def _write_links(self, repository: str, lines: Iterable[Line]) -> None:
         conflicts = {each.tag: each for each in self._conflicts if each.repository == repository}
         for line in lines:
+            if not self._bad.isdisjoint((line.digest, *line.needs)):
+                # What needs it comes later in the list.
+                self._bad.add(line.digest)
+                continue
             there = self._read_link(repository, line)
             if there == line.digest:
                 continue
             if line.tag and is_digest(there):
                 self._keep_history(conflicts.get(line.tag), Conflict(repository, line.tag, there, line.digest))
             self._write_link(f"{self._store.repository_path(repository)}/{line.path}", line.digest)
+
+    def _tell_of_bad(self) -> None:
+        if not self._bad:
+            return
+        names = [f"{repository}:{line.tag}" for repository, lines in self._lines.items() for line in lines if line.tag and line.digest in self._bad]
+        raise ResticError(
+            f"The backup {self._snapshot.id[:8]} has other bytes than the digest says for {len(self._wrong)} blobs, which were damaged when they were "
+            f"backed up. What needs them was not restored: {', '.join(names[:10]) or 'no tag'}{' …' if len(names) > 10 else ''}. All else was. "
+            "Try an older backup (restore_snapshot)."
+        )
 
     def _keep_history(self, known: Conflict | None, now: Conflict) -> None:
         """What a tag leads to stays under a tag of its own before it is moved. Raises RegistryFleetError if somebody else has just set it."""

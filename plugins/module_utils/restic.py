@@ -114,6 +114,7 @@ class Restic:
         done = self._run("backup", "--json", "--host", host, "--tag", name, *paths)
         summary: dict[str, Any] = {}
         said: list[str] = []
+        errors: list[str] = []
         for line in [*done.stdout.splitlines(), *done.stderr.splitlines()]:
             try:
                 message = json.loads(line)
@@ -124,12 +125,13 @@ class Restic:
                 summary = message
             elif message["message_type"] == "error":
                 why = message.get("error") or {}
-                said.append(f"{message.get('item', '')}: {why.get('message') or why.get('Err') or why}")
+                number = why.get("Err")
+                errors.append(f"{message.get('item', '')}: {why.get('message') or (os.strerror(number) if isinstance(number, int) else why)}")
         if done.returncode == 0:
             return Backup(summary["snapshot_id"][:8], summary["data_added"], summary["total_bytes_processed"])
         if summary.get("snapshot_id"):
             self._must("can't be cleared of a backup that is not whole", "forget", summary["snapshot_id"])
-        raise self._error("did not get the backup", "\n".join(said))
+        raise self._error("did not get the backup", "\n".join([*said, *errors]))
 
     def forget(self, keep: Mapping[str, int]) -> None:
         """Remove the snapshots that no rule keeps, and the data that only they need."""
@@ -214,9 +216,9 @@ class Restic:
         return {"env": {name: value for name, value in environment.items() if value}, **identity}
 
     def _error(self, what: str, stderr: str) -> ResticError:
-        """With the last thing that restic said, which is the reason."""
+        """With the last that restic said, which is the reason."""
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-        said = (lines or ["nothing"])[-1][:1000]
+        said = "; ".join(lines[-3:])[-1000:] or "nothing"
         remedy = next((text for pattern, text in _REMEDIES.items() if re.search(pattern, stderr, re.IGNORECASE)), "")
         return ResticError(f"The backup's target {self.repository} {what}: restic says {said!r}. {remedy}".rstrip())
 

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import asdict, replace
@@ -70,7 +69,7 @@ def image(size: int = 2000, base: bytes = b"") -> Image:
 
 def settings_for(tmp_path: Path, storage: Path, host: str = "registry1", **more: Any) -> Settings:
     """Of a registry called prod on this host; what the role and systemd make is made."""
-    own = tmp_path / host
+    own = tmp_path / "own" / host
     for name in ("state", "cache", "metrics"):
         (own / name).mkdir(parents=True, exist_ok=True)
     storage.mkdir(exist_ok=True)
@@ -224,26 +223,36 @@ def test_what_is_not_whole_is_said_and_left_out(settings: Settings, registry: Re
     assert check_whole(tmp_path / "other") == 1
 
 
-def test_a_blob_that_can_not_be_read_makes_no_backup(registry: Registry) -> None:
+def test_a_file_that_can_not_be_read_makes_no_backup(settings: Settings, registry: Registry) -> None:
     """A restic that could not read a file still makes a snapshot, which would be the newest."""
-    one = image()
-    registry.push("svc/app", "1", one)
-    # A place that another user than root may enter, which pytest's is not.
-    with tempfile.TemporaryDirectory(prefix="mirrorfleet-") as directory:
-        base = Path(directory)
-        shutil.copytree(registry.root, base / "store")
-        settings = settings_for(base, base / "store", user="daemon" if os.geteuid() == 0 else "")
-        (base / "target").mkdir()
-        for path in (base, *base.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        for path in (base / "target", Path(settings.cache)):
-            shutil.chown(path, settings.user or os.geteuid())
-        first = done(settings)
-        (base / "store" / registry.blob_path(one.digest).relative_to(registry.root)).chmod(0)
+    registry.push("svc/app", "1", image())
+    first = done(settings)
+    # As on a bad sector: a regular file whose reading fails, here because the process whose memory it is has ended.
+    bad = registry.blob_path(digest_of(b"bad"))
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"")
+    subprocess.run(["mount", "--bind", "/proc/self/mem", str(bad)], check=True)
+    try:
         record = back_up(settings, SECRETS)
-        assert "did not get the backup" in record.error and "permission denied" in record.error
-        assert (record.snapshot, record.success) == ("", first.success)
-        assert len(repository_of(settings, SECRETS).snapshots()) == 1
+    finally:
+        subprocess.run(["umount", str(bad)], check=True)
+    assert "did not get the backup" in record.error and f"{bad}: No such process" in record.error
+    assert (record.snapshot, record.success) == ("", first.success)
+    assert len(repository_of(settings, SECRETS).snapshots()) == 1
+
+
+def test_a_blob_that_was_damaged_before_keeps_nothing_else_from_coming_back(settings: Settings, registry: Registry, tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        registry.push("svc/app", name, image())
+    index = registry.push_index("svc/app", "index", {"linux/amd64": image(), "linux/arm64": image()})
+    part = parse_manifest(registry.blob_path(index).read_bytes()).manifests[0].digest
+    for manifest in ((registry.v2 / "repositories/svc/app/_manifests/tags/bad/current/link").read_text(), part):
+        path = registry.blob_path(parse_manifest(registry.blob_path(manifest).read_bytes()).layers[0].digest)
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    done(settings)
+    with pytest.raises(RegistryFleetError, match="for 2 blobs, .* What needs them was not restored: svc/app:bad, svc/app:index. All else was."):
+        brought_back(settings_for(tmp_path, tmp_path / "other", "other"))
+    assert check_whole(tmp_path / "other") == 1
 
 
 @pytest.mark.parametrize(("secrets", "change", "said"), [
@@ -336,7 +345,7 @@ def test_what_the_target_lost_is_found(settings: Settings, registry: Registry) -
     content[1000] ^= 1
     pack.write_bytes(content)
     found = [problem for _turn in range(3) for problem in back_up(settings, SECRETS).problems]
-    assert len(found) == 1 and "is damaged" in found[0]
+    assert found and all("is damaged" in problem for problem in found)
 
 
 def test_one_repository_and_one_image(settings: Settings, registry: Registry, tmp_path: Path) -> None:
@@ -405,26 +414,27 @@ def test_a_damaged_blob_is_healed(settings: Settings, registry: Registry) -> Non
     check_whole(registry.root)
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"snapshot": "0badc0de"}, "restore_snapshot: 0badc0de: no backup has this ID."),
-    ({"snapshot": "2020-01-01"}, "restore_snapshot: 2020-01-01: no backup is that old."),
-    ({"snapshot": "yesterday"}, "restore_snapshot: 'yesterday': write latest, a backup's ID"),
-    ({"snapshot": "2020-13-01"}, "restore_snapshot: '2020-13-01': write latest"),
-    ({"repository": "web/app"}, "has no repository web/app. It has 1, like svc/app."),
-    ({"repository": "../app"}, "restore_repository: '../app' is no repository."),
-    ({"tag": "svc/app:9"}, "has no svc/app:9. svc/app has 1 tags there, like 1."),
-    ({"tag": "svc/app"}, "restore_tag: 'svc/app' is no tag of a repository. Write PATH:TAG"),
-    ({"tag": "svc/app:1", "repository": "svc/app"}, "restore_repository and restore_tag: write one of them"),
-    ({"source": "/nowhere/at/all"}, "The backup's target /nowhere/at/all is not there"),
-])
-def test_what_can_not_be_restored(settings: Settings, registry: Registry, tmp_path: Path, given: dict[str, Any], said: str) -> None:
+def test_what_can_not_be_restored(settings: Settings, registry: Registry, tmp_path: Path) -> None:
     registry.push("svc/app", "1", image())
     done(settings)
     other = settings_for(tmp_path, tmp_path / "other", "other")
-    with pytest.raises(RegistryFleetError) as error:
-        brought_back(other, **given)
-    assert said in str(error.value)
-    assert os.listdir(other.storage) == []
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"snapshot": "0badc0de"}, "restore_snapshot: 0badc0de: no backup has this ID."),
+        ({"snapshot": "2020-01-01"}, "restore_snapshot: 2020-01-01: no backup is that old."),
+        ({"snapshot": "yesterday"}, "restore_snapshot: 'yesterday': write latest, a backup's ID"),
+        ({"snapshot": "2020-13-01"}, "restore_snapshot: '2020-13-01': write latest"),
+        ({"repository": "web/app"}, "has no repository web/app. It has 1, like svc/app."),
+        ({"repository": "../app"}, "restore_repository: '../app' is no repository."),
+        ({"tag": "svc/app:9"}, "has no svc/app:9. svc/app has 1 tags there, like 1."),
+        ({"tag": "svc/app"}, "restore_tag: 'svc/app' is no tag of a repository. Write PATH:TAG"),
+        ({"tag": "svc/app:1", "repository": "svc/app"}, "restore_repository and restore_tag: write one of them"),
+        ({"source": "/nowhere/at/all"}, "The backup's target /nowhere/at/all is not there"),
+    ]
+    for options, said in cases:
+        with pytest.raises(RegistryFleetError) as error:
+            brought_back(other, **options)
+        assert said in str(error.value)
+        assert os.listdir(other.storage) == []
 
 
 def test_a_backup_of_something_else_is_none(settings: Settings, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_root_acts_as_the_owner(registry: Registry, run_module: RunModule) -> No
         for path in (Path(settings.target), Path(settings.state), Path(settings.cache)):
             shutil.chown(path, "daemon", "daemon")
             path.chmod(0o700)
-        for path in (base / "registry1", base / "registry1/state"):
+        for path in (base / "own/registry1", base / "own/registry1/state"):
             path.chmod(0o755)
         for path in (base / "pushed").rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
