@@ -39,6 +39,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import 
 LINKS = "links"
 LIST = "_links"
 RECORD = "record.json"
+STDIN = "-"
 _STATE = "state.json"
 METRICS = "mirrorfleet_backup_{name}.prom"
 _LOCK_SECONDS = 300.0
@@ -86,7 +87,7 @@ def secrets_of(path: str) -> Secrets:
 def _read(path: str, what: str) -> dict[str, Any]:
     kind: type = Settings if what == "settings" else Secrets
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(0 if path == STDIN else path, encoding="utf-8", closefd=path != STDIN) as file:
             values = json.load(file)
         kind(**values)
     except OSError as error:
@@ -471,7 +472,7 @@ def metrics_text(record: Record) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``backup.py [--take-over] SETTINGS SECRETS``, two files. 0 if all went well."""
+    """``backup.py [--take-over] SETTINGS SECRETS``, two files; - for secrets is what was opened for us. 0 if all went well."""
     *options, settings_path, secrets_path = arguments
     try:
         settings, secrets = settings_of(settings_path), secrets_of(secrets_path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ def test_it_runs_with_nothing_but_what_was_put_down(render: Render, registry: Re
         (tmp_path / name).mkdir(parents=True)
     unit = (tmp_path / "units/mirrorfleet-registry-backup@.service").read_text()
     command = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).partition("=")[2]
-    credential = next(line for line in unit.splitlines() if line.startswith("LoadCredential=")).partition(":")[2].replace("%i", "prod")
+    secrets = next(line for line in unit.splitlines() if line.startswith("StandardInput=")).partition("file:")[2].replace("%i", "prod")
     # As systemd does it.
-    (tmp_path / "credentials").mkdir()
-    shutil.copy(credential, tmp_path / "credentials/secrets")
-    words = command.replace("%i", "prod").replace("%d", str(tmp_path / "credentials")).split()
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/", env={"PATH": "/usr/bin:/bin"})
+    with open(secrets, "rb") as file:
+        done = subprocess.run(
+            command.replace("%i", "prod").split(), stdin=file, capture_output=True, text=True, check=False, cwd="/", env={"PATH": "/usr/bin:/bin"},
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "prod: the backup " in done.stdout and " has 1 tags of 1 repositories" in done.stdout
     assert 'mirrorfleet_backup_tags{registry="prod"} 1\n' in (tmp_path / "metrics/mirrorfleet_backup_prod.prom").read_text()
