@@ -31,7 +31,8 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?(Z|[+-]\
 _NO_REPOSITORY = re.compile(r"unable to open config file: .*(no such file|does not exist|not found)|repository does not exist", re.IGNORECASE)
 _REMEDIES = {
     r"wrong password or no key found": "Write the password that it was made with into registry_backup_password.",
-    r"Access ?Denied|InvalidAccessKeyId|SignatureDoesNotMatch|403 Forbidden": "Check registry_backup_s3_access_key and registry_backup_s3_secret_key.",
+    r"Access ?Denied|access key id you provided|request signature we calculated|403 Forbidden":
+        "Check registry_backup_s3_access_key and registry_backup_s3_secret_key.",
     r"no space left on device|XMinioStorageFull": "Make room there, or keep fewer backups (registry_backup_keep).",
     r"permission denied": "It must belong to the user of the backup, to whom the role registry gives it: run site.yml.",
     r"already locked": "Somebody else works with it; if nobody does, `restic unlock` removes a lock half an hour after it was made.",

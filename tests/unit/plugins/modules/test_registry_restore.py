@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_backup import back_up
 from ansible_collections.mirrorfleet.registry.plugins.modules import registry_restore
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, RunModule
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_registry_backup import (
@@ -87,15 +86,13 @@ def test_root_acts_as_the_owner(registry: Registry, run_module: RunModule) -> No
         settings_for(base, base / "store")
         shutil.copytree(registry.root, base / "pushed")
         Path(settings.target).mkdir()
+        done(replace(settings, storage=str(base / "pushed"), user=""))
         for path in (Path(settings.target), Path(settings.state), Path(settings.cache)):
-            shutil.chown(path, "daemon", "daemon")
+            for each in (path, *path.rglob("*")):
+                shutil.chown(each, "daemon", "daemon")
             path.chmod(0o700)
-        for path in (base / "own/registry1", base / "own/registry1/state"):
+        for path in (base / "own", base / "own/registry1"):
             path.chmod(0o755)
-        for path in (base / "pushed").rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        record = back_up(type(settings)(**{**asdict(settings), "storage": str(base / "pushed")}), SECRETS)
-        assert (record.error, record.problems) == ("", [])
         os.chown(base / "store", 65534, 65534)
         (base / "prod.json").write_text(json.dumps(asdict(settings)))
         (base / "prod.secret").write_text(json.dumps(asdict(SECRETS)))
