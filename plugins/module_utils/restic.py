@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import re
 import socket
 import subprocess
@@ -28,7 +29,7 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?(Z|[+-]\d\d:\d\d)")
 # 0.14 asks "Is there a repository?" whatever the reason.
-_NO_REPOSITORY = re.compile(r"unable to open config file: .*(no such file|does not exist|not found)|repository does not exist", re.IGNORECASE)
+_NO_REPOSITORY = re.compile(r"unable to open config file: .*(no such file|specified (key|bucket) does not exist)|repository does not exist", re.IGNORECASE)
 _REMEDIES = {
     r"wrong password or no key found": "Write the password that it was made with into registry_backup_password.",
     r"Access ?Denied|access key id you provided|request signature we calculated|403 Forbidden":
@@ -213,7 +214,13 @@ class Restic:
             environment["RESTIC_CACERT"] = self.ca
         if not any(os.access(os.path.join(directory, "restic"), os.X_OK) for directory in environment["PATH"].split(":")):
             raise ResticError("restic is not on this host. Run site.yml, which installs it where a registry has a backup_target.")
-        identity: dict[str, Any] = {"user": self.user, "group": self.user, "extra_groups": []} if self.user and os.geteuid() == 0 else {}
+        identity: dict[str, Any] = {}
+        if self.user and os.geteuid() == 0:
+            try:
+                user = pwd.getpwnam(self.user)
+            except KeyError:
+                raise ResticError(f"There is no user {self.user} on this host. Run site.yml.") from None
+            identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         return {"env": {name: value for name, value in environment.items() if value}, **identity}
 
     def _error(self, what: str, stderr: str) -> ResticError:

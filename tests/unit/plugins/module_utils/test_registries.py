@@ -166,10 +166,13 @@ def test_registries_do_not_overlap(second: dict[str, Any], problem: str) -> None
     ({"regionendpoint": "http://minio:9000"}, False),
 ])
 def test_two_registries_in_one_bucket_overlap(second: dict[str, Any], overlaps: bool) -> None:
-    found = problems({**PROD, "storage": {"s3": S3}}, {**PROD, "name": "other", "port": 5020, "storage": {"s3": {**S3, **second}}})
+    other = {**PROD, "name": "other", "port": 5020, "backup_target": "/mnt/other", "storage": {"s3": {**S3, **second}}}
+    found = problems({**PROD, "storage": {"s3": S3}}, other)
     assert [each for each in found if "share storage" in each] == found and bool(found) == overlaps
     apart = [{**S3, "rootdirectory": "/one"}, {**S3, "rootdirectory": "/two"}]
-    assert not problems(*({**PROD, "name": f"r{number}", "port": 5020 + number, "storage": {"s3": each}} for number, each in enumerate(apart)))
+    assert not problems(*(
+        {**PROD, "name": f"r{number}", "port": 5020 + number, "backup_target": f"/mnt/r{number}", "storage": {"s3": each}} for number, each in enumerate(apart)
+    ))
 
 
 @pytest.mark.parametrize(("user", "problem"), [

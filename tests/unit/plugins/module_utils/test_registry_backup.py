@@ -660,6 +660,9 @@ class Way:
     def cut(self) -> None:
         self.is_cut, self._limit = True, None
         if self._listener is not None:
+            # Closing alone would leave who waits in accept(2) waiting, and the port open.
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
         for each in self._open:
             with contextlib.suppress(OSError):
