@@ -441,14 +441,14 @@ class _Run:
 
     def _read_link(self, repository: str, line: Line) -> str:
         try:
-            with open(f"{self._store.repository_path(repository)}/{line.path}", encoding="ascii", errors="replace") as file:
+            with open(f"{self._store.repository_path(repository)}/{line.path}", encoding="utf-8", errors="replace") as file:
                 return file.read(256).strip()
         except OSError:
             return ""
 
     def _write_link(self, path: str, digest: str) -> None:
         coming = os.path.join(self._coming, "link")
-        with open(coming, "w", encoding="ascii") as file:
+        with open(coming, "w", encoding="utf-8") as file:
             file.write(digest)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.rename(coming, path)
