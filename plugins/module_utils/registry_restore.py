@@ -109,6 +109,11 @@ class Conflict:
     there: str
     wanted: str
 
+    def move(self) -> dict[str, str]:
+        """What it is to move the tag: tag, from, to, and the history tag under which the former digest stays."""
+        name = history_tag(self.tag, self.there, datetime.now(timezone.utc))
+        return {"tag": f"{self.repository}:{self.tag}", "from": self.there, "to": self.wanted, "history": f"{self.repository}:{name}"}
+
 
 @dataclass
 class Outcome:
@@ -157,7 +162,9 @@ def restore(
                 stack.enter_context(locked(store.root, "a restore", lock_timeout))
             run = _Run(restic, snapshot, store, chosen, wanted, outcome)
             run.look()
-        if not check_mode and outcome.changed:
+        if check_mode:
+            outcome.moved = run.moves()
+        elif outcome.changed:
             run.change(sum({line.digest: line.bytes for lines in lists.values() for line in lines}.values()))
     if not check_mode and not source and not wanted.repository:
         # The registry takes the place of the one whose backups these are.
@@ -283,6 +290,10 @@ class _Run:
                     self._conflicts.append(Conflict(repository, line.tag, there, line.digest))
         self._refuse()
 
+    def moves(self) -> list[dict[str, str]]:
+        """The tags that are to be moved."""
+        return [each.move() for each in self._conflicts]
+
     def _refuse(self) -> None:
         if self._conflicts and not self._wanted.force:
             shown = "; ".join(f"{each.repository}:{each.tag} is at {each.there}, in the backup at {each.wanted}" for each in self._conflicts[:5])
@@ -312,11 +323,12 @@ class _Run:
                 self._fetch_all()
             with as_owner(self._store.root):
                 self._verify()
-                # What a link leads to is on the disk before it, should power fail.
+                # What leads to something is on the disk after it, should power fail.
                 os.sync()
-                for repository, lines in self._lines.items():
-                    self._write_links(repository, lines)
-                os.sync()
+                for are_tags in (False, True):
+                    for repository, lines in self._lines.items():
+                        self._write_links(repository, [line for line in lines if bool(line.tag) == are_tags])
+                    os.sync()
                 shutil.rmtree(self._coming, ignore_errors=True)
             self._tell_of_bad()
         except OSError as error:
@@ -433,11 +445,11 @@ class _Run:
         """What a tag leads to stays under a tag of its own before it is moved. Raises RegistryFleetError if somebody else has just set it."""
         if known != now:
             raise RegistryFleetError(f"{now.repository}:{now.tag} was set to {now.there} meanwhile, and stays so. What else has come stays, too.")
-        name = history_tag(now.tag, now.there, datetime.now(timezone.utc))
-        directory = self._store.tag_path(now.repository, name)
+        move = now.move()
+        directory = self._store.tag_path(now.repository, move["history"].rpartition(":")[2])
         self._write_link(f"{directory}/index/{now.there.replace(':', '/')}/link", now.there)
         self._write_link(f"{directory}/current/link", now.there)
-        self._outcome.moved.append({"tag": f"{now.repository}:{now.tag}", "from": now.there, "to": now.wanted, "history": f"{now.repository}:{name}"})
+        self._outcome.moved.append(move)
 
     def _read_link(self, repository: str, line: Line) -> str:
         try:

