@@ -81,7 +81,7 @@ def test_systemd_takes_the_units(render: Render, tmp_path: Path) -> None:
     for path in (tmp_path / "units").rglob("*.*"):
         if path.is_file():
             path.write_text(path.read_text().replace("=mirrorfleet-registry\n", "=daemon\n").replace("=mirrorfleet-registry-backup\n", "=daemon\n"))
-    names = [f"mirrorfleet-registry-backup@prod.{kind}" for kind in ("service", "timer")]
+    names = [f"mirrorfleet-registry-backup{name}" for name in ("@prod.service", "@prod.timer", "-noted@prod.service")]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *(f"{tmp_path}/units/{name}" for name in names)],
         capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}/units:"},
