@@ -185,13 +185,19 @@ def driver_problems(registries: Iterable[Registry], runtime: object) -> list[str
 
 
 def host_clashes(registries: Mapping[str, Sequence[Registry]]) -> list[str]:
-    """Object storage that registries of several hosts share. Whether directories are one share, only the hosts can tell."""
-    placed = [(host, each) for host, here in registries.items() for each in here if each["driver"] != "filesystem"]
-    return [
-        f"registry_here: the registries '{other['name']}' of {elsewhere} and '{one['name']}' of {host} share storage ({shared}). Give each its own."
-        for position, (host, one) in enumerate(placed) for elsewhere, other in placed[:position]
-        for shared in [_shared(one, other)] if host != elsewhere and shared
-    ]
+    """Object storage that registries of several hosts share, or their backups. Whether directories are one share, only the hosts can tell."""
+    placed = [(host, each) for host, here in registries.items() for each in here]
+    problems = []
+    for position, (host, one) in enumerate(placed):
+        for elsewhere, other in placed[:position]:
+            who = f"registry_here: the registries '{other['name']}' of {elsewhere} and '{one['name']}' of {host}"
+            shared = _shared(one, other) if one["driver"] != "filesystem" else ""
+            if host != elsewhere and shared:
+                problems.append(f"{who} share storage ({shared}). Give each its own.")
+            targets = other["backup_target"], one["backup_target"]
+            if host != elsewhere and all(each.startswith("s3:") for each in targets) and _nested(*targets):
+                problems.append(f"{who} have the same backup_target, or one in the other's ({targets[0]} and {targets[1]}). Give each its own.")
+    return problems
 
 
 def _clashes(registries: Sequence[Registry]) -> list[str]:
@@ -209,7 +215,34 @@ def _clashes(registries: Sequence[Registry]) -> list[str]:
             shared = _shared(one, other)
             if shared:
                 problems.append(f"registry_here: registries '{other['name']}' and '{one['name']}' share storage ({shared}). Give each its own.")
+    return problems + _target_clashes(registries)
+
+
+def _target_clashes(registries: Sequence[Registry]) -> list[str]:
+    """Backups that would mix with others, or with what they are a backup of."""
+    problems = []
+    backed_up = [each for each in registries if each["backup_target"]]
+    for position, one in enumerate(backed_up):
+        target = one["backup_target"]
+        for other in backed_up[:position]:
+            if _nested(target, other["backup_target"]):
+                problems.append(
+                    f"registry_here: registries '{other['name']}' and '{one['name']}' have the same backup_target, or one in the other's "
+                    f"({other['backup_target']} and {target}). Give each its own."
+                )
+        for other in registries:
+            if other["directory"] and _nested(target, other["directory"]):
+                problems.append(
+                    f"registry_here: registry '{one['name']}': backup_target: {target}: is, or is within, or holds the storage of '{other['name']}' "
+                    f"({other['directory']}). Write a place on another disk, or s3:https://host/bucket."
+                )
     return problems
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether two directories, or places behind S3, are the same or one is in the other."""
+    first, second = PurePosixPath(one), PurePosixPath(other)
+    return first == second or first in second.parents or second in first.parents
 
 
 def _shared(one: Registry, other: Registry) -> str:

@@ -105,7 +105,7 @@ def variables(base: Path, ports: dict[str, int], **more: Any) -> dict[str, Any]:
             for scope, port in ports.items()
         ],
         "registry_users": [{"name": name, "role": role, "hash": bcrypt(PASSWORDS[name])} for name, role in ROLE_OF.items()],
-        "registry_tls": "none", "registry_ca_directory": str(base), "registry_allowed_networks": ["127.0.0.0/8"],
+        "registry_backup_password": "of the backup", "registry_tls": "none", "registry_ca_directory": str(base), "registry_allowed_networks": ["127.0.0.0/8"],
         "__registry_config": str(base / "etc"), "__registry_run": str(base / "run"), "__registry_keeper_lib": str(base / "lib"),
         "__registry_front_config": str(base / "front"), "__registry_front_run": str(base / "run"), **more,
     }

@@ -69,6 +69,33 @@ def test_what_debian_has_not_built_in_is_refused() -> None:
     assert not driver_problems([*read([PROD])[0], *read([{**PROD, "storage": {"s3": S3}}])[0]], "package")
 
 
+def test_backups_mix_with_nothing() -> None:
+    other = {**PROD, "name": "other", "port": 5013}
+    same = "registries 'prod' and 'other' have the same backup_target, or one in the other's"
+    assert any(same in line for line in problems(PROD, other))
+    assert any(same in line for line in problems(PROD, {**other, "backup_target": "/mnt/backup/other"}))
+    for storage, target in (("/srv/prod", "/srv/prod"), ("/srv/prod", "/srv/prod/backup"), ("/srv/backup/prod", "/srv/backup")):
+        found = problems({**PROD, "storage": storage, "backup_target": target})
+        assert found == [
+            f"registry_here: registry 'prod': backup_target: {target}: is, or is within, or holds the storage of 'prod' ({storage}). "
+            "Write a place on another disk, or s3:https://host/bucket."
+        ]
+    assert "holds the storage of 'play'" in problems({**PLAY, "storage": "/mnt/backup/play"}, PROD)[0]
+    assert not problems({**PROD, "storage": "/srv/prod", "backup_target": "/srv/prod-backup"}, {**other, "backup_target": "s3:https://s3/prod"})
+
+
+def test_registries_of_two_hosts_do_not_back_up_to_one_bucket() -> None:
+    """One directory is another one on each host, unless it is a share, which the backup itself finds out."""
+    def at(target: str) -> Any:
+        return read([{**PROD, "backup_target": target}])[0]
+
+    hosts = {"r1": at("s3:https://s3/b/prod"), "r2": at("s3:https://s3/b"), "r3": at("s3:https://s3/c"), "r4": at("/srv/b"), "r5": at("/srv/b")}
+    assert host_clashes(hosts) == [
+        "registry_here: the registries 'prod' of r1 and 'prod' of r2 have the same backup_target, or one in the other's "
+        "(s3:https://s3/b/prod and s3:https://s3/b). Give each its own."
+    ]
+
+
 def test_registries_of_two_hosts_do_not_share_a_bucket() -> None:
     one, other = (read([{**PROD, "name": name, "storage": {"s3": {**S3, "rootdirectory": root}}}])[0] for name, root in (("prod", "/a"), ("copy", "/a/b")))
     apart = read([{**PROD, "storage": {"s3": {**S3, "rootdirectory": "/c"}}}])[0]
@@ -139,10 +166,13 @@ def test_registries_do_not_overlap(second: dict[str, Any], problem: str) -> None
     ({"regionendpoint": "http://minio:9000"}, False),
 ])
 def test_two_registries_in_one_bucket_overlap(second: dict[str, Any], overlaps: bool) -> None:
-    found = problems({**PROD, "storage": {"s3": S3}}, {**PROD, "name": "other", "port": 5020, "storage": {"s3": {**S3, **second}}})
+    other = {**PROD, "name": "other", "port": 5020, "backup_target": "/mnt/other", "storage": {"s3": {**S3, **second}}}
+    found = problems({**PROD, "storage": {"s3": S3}}, other)
     assert [each for each in found if "share storage" in each] == found and bool(found) == overlaps
     apart = [{**S3, "rootdirectory": "/one"}, {**S3, "rootdirectory": "/two"}]
-    assert not problems(*({**PROD, "name": f"r{number}", "port": 5020 + number, "storage": {"s3": each}} for number, each in enumerate(apart)))
+    assert not problems(*(
+        {**PROD, "name": f"r{number}", "port": 5020 + number, "backup_target": f"/mnt/r{number}", "storage": {"s3": each}} for number, each in enumerate(apart)
+    ))
 
 
 @pytest.mark.parametrize(("user", "problem"), [
