@@ -19,13 +19,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Sequence
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.retention import Rule, Tag, expired
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_aside import Aside
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import ManifestReader
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import locked
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 # Between finding a file's place and using it, distribution takes no longer.
 SETTLE_SECONDS = 10.0

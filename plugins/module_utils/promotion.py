@@ -19,10 +19,10 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import MEDIA_TYPES
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import ImageReferenceError, parse_image_reference
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import parse_age
 
 CREATED = "org.opencontainers.image.created"
 HISTORY = ".history-"
