@@ -182,7 +182,10 @@ def value_problems(groups: Groups, values: Values, specs: Specs) -> list[str]:
             report.add("mirror_name: leads to one mirror host, and mirror_virtual_address to whichever is well. Write a name whose address that is.", host)
         if variables.get("mirror_edge_htpasswd") and not (variables.get("mirror_username") and variables.get("mirror_password")):
             report.add("mirror_edge_htpasswd: asks for a login. Write one into mirror_username and mirror_password, so that the playbooks can pull.", host)
-    return report.lines() + _differences(groups, values, specs)
+    shared = registries.host_clashes({
+        host: registries.read(variables.get("registry_here", []))[0] for host, variables in values.items() if host in groups.get("registries", ())
+    })
+    return report.lines() + shared + _differences(groups, values, specs)
 
 
 def registry_problems(variables: Mapping[str, object], mirrored: bool) -> list[str]:
@@ -193,7 +196,8 @@ def registry_problems(variables: Mapping[str, object], mirrored: bool) -> list[s
         port: f"the {use} port of upstream {upstream['name']!r}"
         for upstream in upstreams.read(variables.get("mirror_upstreams", []))[0] for use, port in upstream["ports"].items()
     } if mirrored else {}
-    return problems + [
+    runtime = variables.get("registry_runtime", variables.get("mirror_runtime", "package"))
+    return problems + registries.driver_problems(good, runtime) + [
         f"registry_here: registry {each['name']!r}: port: {each['port']}: is {taken[each['port']]}. Write another port."
         for each in good if each["port"] in taken
     ]

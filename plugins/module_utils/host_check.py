@@ -45,6 +45,7 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     tolerated: list[Problem] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,6 +97,8 @@ def check(arguments: Mapping[str, Any]) -> Findings:
     for each in arguments["ports"]:
         findings.problems.extend(port_problems(each["address"], each["port"], each["unit"] or "", each["purpose"] or "this service"))
     findings.problems.extend(disk_problems(arguments["disk"]))
+    places = {each["path"]: share_of(each["path"]) for each in arguments["disk"]}
+    findings.shares = {path: place for path, place in places.items() if place}
     for problem in ask_all(arguments["upstreams"]):
         if problem:
             tolerated = problem.kind == "unreachable" and arguments["allow_unreachable"]
@@ -242,6 +245,25 @@ def disk_problems(wanted: Sequence[Mapping[str, Any]]) -> list[Problem]:
             )
             problems.append(Problem("disk", together[0]["path"], message))
     return problems
+
+
+def share_of(path: str) -> str:
+    """Where a path is on another host, like nas:/export/images; '' where it is on a disk of this one (of proc(5), /proc/self/mountinfo)."""
+    real = os.path.realpath(path)
+    place = ""
+    longest = 0
+    for line in _lines("/proc/self/mountinfo"):
+        mount, _dash, file_system = line.partition(" - ")
+        root, point, source = (
+            re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word) for word in (*mount.split()[3:5], file_system.split()[1])
+        )
+        inside = os.path.relpath(real, point)
+        # What is mounted last hides what is mounted at the same place.
+        if inside.split("/")[0] != ".." and len(point) >= longest:
+            longest = len(point)
+            # NFS and the like are mounted from host:/path, SMB from //host/share.
+            place = os.path.normpath(f"{source}/{root}/{inside}") if ":/" in source or source.startswith("//") else ""
+    return place
 
 
 def _existing(path: str) -> str:

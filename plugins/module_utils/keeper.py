@@ -8,6 +8,7 @@ not, so it needs a registry that takes no pushes for as long as the longest of t
 unused for the grace, and every use leaves a trace: a push reads or writes the link of each blob that its manifest names
 (distribution 2.8, registry/storage/linkedblobstore.go: Stat, linkBlob), and relatime, which is Linux' default, notes at least
 one reading a day. So the grace is longer than a day, and what is used at the very moment is put back, see store_aside.py.
+A blob itself shows no use: a push that finds it there writes a link and nothing else. So links that came meanwhile count, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.retention import Rule, Tag, expired
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Store
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Link, Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_aside import Aside
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_catalog import ManifestReader
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import locked
@@ -35,12 +36,16 @@ _SHOWN = 20
 
 @dataclass
 class Outcome:
-    """What went: tags by name, how many manifests and blobs, and the bytes of these; and why something did not."""
+    """What went: tags by name, how many manifests and blobs, and the bytes of these; and why something did not.
+
+    used: of the manifests and blobs that were to go, one that was used at that moment, so that all of them stay until the next run.
+    """
 
     tags: list[str] = field(default_factory=list)
     manifests: int = 0
     blobs: int = 0
     bytes: int = 0
+    used: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -55,7 +60,9 @@ class _Run:
     def __init__(self, store: Store, rule: Rule, grace: float, settle: float) -> None:
         self._store, self._rule, self._grace, self._settle = store, rule, grace, settle
         self._manifests = ManifestReader(store)
-        self._now = time.time()
+        # The file system's clock, which has written all times that are compared here: that of a share is its server's.
+        os.utime(store.root)
+        self._now = os.stat(store.root).st_mtime
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -91,57 +98,86 @@ class _Run:
                 self._outcome.tags.append(names[taken.path])
         aside.forget()
 
-    def _parts(self, digest: str) -> list[str]:
-        manifest = self._manifests.get(digest)
-        return [item.digest for item in manifest.manifests] if manifest is not None else []
+    def _parts(self, digest: str) -> set[str]:
+        """The manifests that an index leads to, through indexes in it as well."""
+        found: set[str] = set()
+        rest = [digest]
+        while rest:
+            manifest = self._manifests.get(rest.pop())
+            new = {item.digest for item in manifest.manifests} - found if manifest is not None else set()
+            found |= new
+            rest.extend(new)
+        return found
 
     def _garbage(self) -> None:
         """Manifests that no tag leads to, and blobs that no manifest needs; all of it, or nothing when some of it is in use."""
+        before: dict[str, Link] = {}
         revisions: dict[str, Held] = {}
-        links: dict[str, Held] = {}
+        layers: dict[str, Held] = {}
         needed: set[str] = set()
-        linked: set[str] = set()
         for repository in self._store.repositories():
-            kept = self._kept(repository)
-            own = set(kept)
-            for digest in kept:
-                manifest = self._manifests.get(digest)
-                if manifest is None:
-                    self._outcome.problems.append(f"{repository}@{digest} is no manifest that is understood here, so no blob is removed")
-                    return
-                own.update(blob.digest for blob in manifest.blobs)
+            # What comes after this look is seen by the next one of them.
+            links = self._store.written_links(repository)
+            before.update(links)
+            own = self._needs(repository, self._kept(repository))
+            if own is None:
+                return
             needed |= own
-            for part, found in (("_manifests/revisions/", revisions), ("_layers/", links)):
-                for path in self._store.written_links(repository):
-                    if f"/{part}" not in path:
-                        continue
-                    digest = ":".join(path.rsplit("/", 2)[1:])
-                    seen = self._store.held(f"{path}/link")
-                    if digest in own or seen is None or self._is_new(seen):
-                        linked.add(digest)
-                    else:
-                        found[path] = seen
+            for path in links:
+                digest = _digest(path)
+                seen = self._store.held(f"{path}/link")
+                if digest in own or seen is None or self._is_new(seen):
+                    needed.add(digest)
+                else:
+                    (revisions if _is_revision(path) else layers)[path] = seen
         blobs = {
-            digest: held for digest, held in self._store.blob_files().items()
-            if digest not in needed and digest not in linked and self._now - held.written >= self._grace
+            digest: held for digest, held in self._store.blob_files().items() if digest not in needed and self._now - held.written >= self._grace
         }
         aside = Aside(self._store)
-        for found, reads in ((revisions, True), (links, True)):
-            for path, seen in found.items():
-                aside.take(path, "link", seen, reads)
+        for path, seen in (*revisions.items(), *layers.items()):
+            aside.take(path, "link", seen, reads=True)
         for digest, held in blobs.items():
             aside.take(os.path.dirname(self._store.blob_path(digest)), "data", held, reads=False)
         self._wait(aside)
-        used = [taken.path for taken in aside.taken if aside.is_used(taken)]
-        if used:
+        self._outcome.used = self._used(aside, before) if aside.taken else ""
+        if self._outcome.used:
             for taken in reversed(aside.taken):
                 aside.put_back(taken)
-            where = os.path.relpath(used[0], self._store.root)
-            self._outcome.problems.append(f"{where} was used just now, so all that is to go stays until the next run")
         else:
             self._outcome.manifests, self._outcome.blobs = len(revisions), len(blobs)
             self._outcome.bytes = sum(held.bytes for held in blobs.values())
         aside.forget()
+
+    def _used(self, aside: Aside, before: dict[str, Link]) -> str:
+        """What somebody has used of it since it was found, below the store; an empty string, if nobody has."""
+        gone = {taken.path for taken in aside.taken}
+        self._manifests = ManifestReader(self._store)
+        for repository in self._store.repositories():
+            for path, link in self._store.written_links(repository).items():
+                if path in before and before[path].written == link.written:
+                    continue
+                needs: set[str] | None = {_digest(path)}
+                if _is_revision(path) and gone.isdisjoint(self._places(repository, _digest(path))):
+                    needs = self._needs(repository, {_digest(path), *self._parts(_digest(path))})
+                if needs is None or not all(gone.isdisjoint(self._places(repository, each)) for each in needs):
+                    return os.path.relpath(path, self._store.root)
+        return next((os.path.relpath(taken.path, self._store.root) for taken in aside.taken if aside.is_used(taken)), "")
+
+    def _places(self, repository: str, digest: str) -> tuple[str, str, str]:
+        """The directories that must be there for a repository to serve it."""
+        blob = os.path.dirname(self._store.blob_path(digest))
+        return blob, self._store.layer_path(repository, digest), self._store.revision_path(repository, digest)
+
+    def _needs(self, repository: str, manifests: set[str]) -> set[str] | None:
+        """Manifests and their blobs; None when there is one that is not understood."""
+        needs = set(manifests)
+        for digest in manifests:
+            manifest = self._manifests.get(digest)
+            if manifest is None:
+                self._outcome.problems.append(f"{repository}@{digest} is no manifest that is understood here, so no blob is removed")
+                return None
+            needs.update(blob.digest for blob in manifest.blobs)
+        return needs
 
     def _kept(self, repository: str) -> set[str]:
         """The manifests that tags lead to, and those that were pushed or pulled within the grace, with what they lead to."""
@@ -163,6 +199,15 @@ class _Run:
             time.sleep(self._settle)
 
 
+def _digest(path: str) -> str:
+    """What a link's directory is for."""
+    return ":".join(path.rsplit("/", 2)[1:])
+
+
+def _is_revision(path: str) -> bool:
+    return "/_manifests/revisions/" in path
+
+
 def main(arguments: Sequence[str]) -> int:
     """``keeper.py FILE``, where FILE holds what the role registry writes. 0 if all went well."""
     try:
@@ -182,6 +227,8 @@ def main(arguments: Sequence[str]) -> int:
         for tag in outcome.tags[:_SHOWN]:
             _say(f"{name}: {tag} went")
         _say(f"{name}: {len(outcome.tags)} tags, {outcome.manifests} manifests and {outcome.blobs} blobs went, {outcome.bytes} bytes")
+        if outcome.used:
+            _say(f"{name}: {outcome.used} was used just now, so all that is to go stays until the next run")
         for problem in outcome.problems:
             # systemd reads the priority, see sd-daemon(3).
             _say(f"<4>{name}: {problem}")

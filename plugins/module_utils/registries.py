@@ -85,21 +85,27 @@ _OF_SCOPES: dict[str, Callable[[Scope], bool]] = {
 }
 KEYS = (*REQUIRED, "storage", *_OF_SCOPES)
 USER_KEYS = ("name", "role", "hash")
-SECRETS = ("accesskey", "secretkey", "accountkey", "hash")
+SECRETS = ("accesskey", "secretkey", "accountkey", "credentials", "private_key", "hash")
 
 # The drivers of distribution 2.8 by the name that its configuration gives them, and their parameters: type, and whether one is needed.
-# docs/content/storage-drivers in github.com/distribution/distribution, branch release/2.8.
+# docs/content/storage-drivers in github.com/distribution/distribution, branch release/2.8; forcepathstyle is 3.x's.
 DRIVERS: dict[str, dict[str, tuple[type, bool]]] = {
     "s3": {
         "bucket": (str, True), "region": (str, True), "accesskey": (str, False), "secretkey": (str, False), "regionendpoint": (str, False),
-        "rootdirectory": (str, False), "encrypt": (bool, False), "keyid": (str, False), "secure": (bool, False), "skipverify": (bool, False),
-        "v4auth": (bool, False), "chunksize": (int, False), "multipartcopychunksize": (int, False), "multipartcopymaxconcurrency": (int, False),
-        "multipartcopythresholdsize": (int, False), "storageclass": (str, False), "objectacl": (str, False), "accelerate": (bool, False),
+        "forcepathstyle": (bool, False), "rootdirectory": (str, False), "encrypt": (bool, False), "keyid": (str, False), "secure": (bool, False),
+        "skipverify": (bool, False), "v4auth": (bool, False), "chunksize": (int, False), "multipartcopychunksize": (int, False),
+        "multipartcopymaxconcurrency": (int, False), "multipartcopythresholdsize": (int, False), "storageclass": (str, False), "objectacl": (str, False),
+        "accelerate": (bool, False),
     },
     "azure": {"accountname": (str, True), "accountkey": (str, True), "container": (str, True), "realm": (str, False)},
-    "gcs": {"bucket": (str, True), "keyfile": (str, False), "rootdirectory": (str, False), "chunksize": (int, False)},
+    "gcs": {"bucket": (str, True), "credentials": (dict, False), "rootdirectory": (str, False), "chunksize": (int, False)},
 }
-_WORDS = {str: "text", bool: "true or false", int: "a whole number"}
+_WORDS = {str: "text", bool: "true or false", int: "a whole number", dict: "a dictionary, the service account's key file as it is"}
+# What Debian's build of distribution has of them (debian/rules of docker-registry: no build tags); the image has all.
+PACKAGED = ("filesystem", "s3")
+
+# What tells one place of object storage from another.
+_PLACE = ("regionendpoint", "accountname", "container", "bucket")
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 # No character of these needs quoting in systemd's, HAProxy's or distribution's files.
@@ -164,6 +170,24 @@ def read(registries: object, days: object = DAYS, newest: object = NEWEST) -> tu
     return good, problems + _clashes(good)
 
 
+def driver_problems(registries: Iterable[Registry], runtime: object) -> list[str]:
+    """Storage that the program of a runtime knows nothing of."""
+    return [
+        f"registry_here: registry '{each['name']}': storage: {each['driver']}: Debian's distribution is built without it. Write registry_runtime: container."
+        for each in registries if runtime == "package" and each["driver"] not in PACKAGED
+    ]
+
+
+def host_clashes(registries: Mapping[str, Sequence[Registry]]) -> list[str]:
+    """Object storage that registries of several hosts share. Whether directories are one share, only the hosts can tell."""
+    placed = [(host, each) for host, here in registries.items() for each in here if each["driver"] != "filesystem"]
+    return [
+        f"registry_here: the registries '{other['name']}' of {elsewhere} and '{one['name']}' of {host} share storage ({shared}). Give each its own."
+        for position, (host, one) in enumerate(placed) for elsewhere, other in placed[:position]
+        for shared in [_shared(one, other)] if host != elsewhere and shared
+    ]
+
+
 def _clashes(registries: Sequence[Registry]) -> list[str]:
     """Names, ports and storage that two registries of a host share."""
     problems = []
@@ -191,8 +215,7 @@ def _shared(one: Registry, other: Registry) -> str:
         return f"{second} and {first}" if first == second or first in second.parents or second in first.parents else ""
     # One place, whoever opens it; a root directory parts what is in it.
     places = [
-        tuple(str(each["parameters"].get(key, "")).strip("/") for key in ("regionendpoint", "accountname", "container", "bucket"))
-        for each in (one, other)
+        tuple(re.sub("^https?://", "", str(each["parameters"].get(key, "")).lower()).strip("/") for key in _PLACE) for each in (one, other)
     ]
     roots = [PurePosixPath("/" + str(each["parameters"].get("rootdirectory", "")).strip("/")) for each in (one, other)]
     nested = roots[0] == roots[1] or roots[0] in roots[1].parents or roots[1] in roots[0].parents
@@ -364,7 +387,9 @@ def _storage(value: object) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(parameters, dict):
         raise _Problem(f"{driver}: write its parameters, {_listed([key for key, (_type, needed) in DRIVERS[driver].items() if needed])} at least.")
     _check_parameters(driver, parameters)
-    return driver, "", dict(parameters)
+    # What is no Amazon has no host name for each bucket; 2.8 knows that by itself.
+    defaults = {"forcepathstyle": True} if "regionendpoint" in parameters else {}
+    return driver, "", {**defaults, **parameters}
 
 
 def _check_parameters(driver: str, parameters: Mapping[str, Any]) -> None:
@@ -374,10 +399,11 @@ def _check_parameters(driver: str, parameters: Mapping[str, Any]) -> None:
         if key not in known:
             meant = near_miss(str(key), known)
             raise _Problem(f"{driver}: {key}: is no parameter of it. " + (f"Write {meant}." if meant else f"There are {_listed(tuple(known))}."))
-        if isinstance(value, Missing):
-            raise _Problem(f"{driver}: {key}: has no value ({value.reason}).")
+        missing = next((each for each in [value, *(value.values() if isinstance(value, dict) else [])] if isinstance(each, Missing)), None)
+        if missing is not None:
+            raise _Problem(f"{driver}: {key}: has no value ({missing.reason}).")
         kind = known[key][0]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value == "":
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or value in ("", {}):
             raise _Problem(f"{driver}: {key}: write {_WORDS[kind]}.")
         if value == PLACEHOLDER:
             raise _Problem(f"{driver}: {key}: is still the example's {PLACEHOLDER}. Write the real one.")

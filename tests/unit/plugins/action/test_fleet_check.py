@@ -579,3 +579,17 @@ def test_ports_of_registries_and_mirrors_on_one_host_differ(with_registry: Fleet
     with_registry.refused(
         "host m1.lima: registry_here: registry 'play': port: 15000: is the cache port of upstream 'central'. Write another port."
     )
+
+
+def test_object_storage_is_for_one_registry_of_one_host(with_registry: Fleet) -> None:
+    with_registry.groups["registries"] = ["r1", "r2"]
+    with_registry.vars["registries"]["registry_here"][1] = {
+        **PROD, "storage": {"azure": {"accountname": "a", "accountkey": "{{ key }}", "container": "images"}}, "signing_key": KEY,
+    }
+    with_registry.refused(
+        "group registries: registry_here: registry 'prod': storage: azure: Debian's distribution is built without it. Write registry_runtime: container.",
+        "registry_here: the registries 'prod' of r1 and 'prod' of r2 share storage (azure a/images/ and /). Give each its own.",
+    )
+    with_registry.groups["registries"] = ["r1"]
+    with_registry.vars["registries"]["registry_runtime"] = "container"
+    with_registry.accepted()

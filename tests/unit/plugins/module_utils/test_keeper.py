@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,17 +15,23 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import keeper
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import MEDIA_TYPES
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.retention import Rule
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_aside import Aside
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import COLLECTIONS, Image, Registry, StartRegistry, digest_of, image_of, index_of, layer_of
 
 DAY = 86400.0
 GRACE = 2 * DAY
+INDEX = "application/vnd.oci.image.index.v1+json"
+# How long the keeper and pushes get in each other's way, and what the keeper gives to who has just found a file on a busy machine.
+PUSH_SECONDS = 20.0
+SETTLE = 1.0
 
 
 @pytest.fixture
@@ -95,7 +102,7 @@ def test_all_platforms_and_the_signature_of_an_index_stay(registry: Registry) ->
     for number in range(3):
         registry.push("svc/app", f"newer{number}", image(f"newer{number}"))
     age(registry, 10)
-    registry.push_manifest("svc/app", "1", index_of(platforms), "application/vnd.oci.image.index.v1+json")
+    registry.push_manifest("svc/app", "1", index_of(platforms), INDEX)
     age(registry, 3)
     assert len(run(registry).tags) == 3
     assert all(can_pull(registry, "svc/app", each.digest, each) for each in platforms.values())
@@ -145,7 +152,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
             happens()
             sleep(seconds)
 
-        monkeypatch.setattr(keeper.time, "sleep", wait)
+        monkeypatch.setattr(time, "sleep", wait)
 
     return begin
 
@@ -176,34 +183,134 @@ def test_a_push_that_comes_while_its_layers_are_aside_is_whole(registry: Registr
     # From another repository, so that it finds the data, or not, by itself.
     meanwhile(lambda: registry.push("svc/else", "1", old))
     outcome = run(registry)
-    assert outcome.blobs == 0 and "was used just now" in outcome.problems[0]
+    assert outcome.blobs == 0 and outcome.used
     assert can_pull(registry, "svc/else", "1", old)
 
 
-def test_pushes_go_on_while_it_runs_again_and_again(registry: Registry) -> None:
-    """Every push that was acknowledged can be pulled, whole, though what it shares with others was garbage a moment ago."""
-    over, failures, runs = threading.Event(), [], 0
+@pytest.fixture
+def before_it_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Let something happen between what the keeper finds and what it does about it."""
+    def begin(happens: Callable[[], object]) -> None:
+        left = [happens]
+        take = Aside.take
+
+        def taken(*arguments: Any, **named: Any) -> None:
+            while left:
+                left.pop()()
+            take(*arguments, **named)
+
+        monkeypatch.setattr(Aside, "take", taken)
+
+    return begin
+
+
+def garbage(registry: Registry, repository: str, each: Image) -> None:
+    """An image that nothing needs any more: pushed long ago, and its tag is gone."""
+    registry.push(repository, "gone", each)
+    shutil.rmtree(registry.v2 / "repositories" / repository / "_manifests/tags/gone")
+    age(registry, 10)
+
+
+@pytest.mark.parametrize("repository", ["svc/app", "svc/else"])
+def test_a_push_that_comes_after_the_keeper_has_looked_is_whole(
+    registry: Registry, before_it_takes: Callable[[Callable[[], object]], None], repository: str,
+) -> None:
+    """It finds all of its blobs there, so that no file tells of it but its links. What is read may be noted nowhere (noatime)."""
+    wanted = image("base", "wanted")
+    garbage(registry, "svc/app", wanted)
+    garbage(registry, "svc/else", image("other"))
+    links = list(registry.v2.rglob("_layers/**/link"))
 
     def push() -> None:
-        for number in range(60):
-            each = image("base", f"layer{number % 3}", label=str(number))
-            try:
-                registry.push("svc/app", "latest", each)
-                if not can_pull(registry, "svc/app", "latest", each):
-                    failures.append(f"{number}: it is gone")
-            except AssertionError as error:
-                failures.append(f"{number}: {error}")
-        over.set()
+        registry.push(repository, "1", wanted) if repository == "svc/else" else registry.push_manifest(repository, "1", wanted.manifest, wanted.media_type)
+        for link in links:
+            os.utime(link, (link.stat().st_mtime, link.stat().st_mtime))
 
-    thread = threading.Thread(target=push)
-    thread.start()
-    while not over.is_set():
-        keeper.keep(str(registry.root), Rule(1, 0), 1.0, 0.2)
-        runs += 1
-    thread.join()
-    # With a grace of a second readings are not noted in time, so a push may be refused; none is acknowledged and then not there.
-    assert not [each for each in failures if "blob unknown" not in each], failures
-    assert runs > 3
+    before_it_takes(push)
+    outcome = run(registry)
+    assert outcome.blobs == 0 and outcome.used
+    assert can_pull(registry, repository, "1", wanted)
+    assert run(registry).blobs > 0 and can_pull(registry, repository, "1", wanted)
+
+
+def test_an_index_in_an_index_is_whole(registry: Registry) -> None:
+    inner = {"linux/amd64": image("amd"), "linux/arm64": image("arm")}
+    registry.push_index("svc/app", "inner", inner)
+    outer = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+        {"mediaType": INDEX, "digest": digest_of(index_of(inner)), "size": len(index_of(inner))},
+    ]}).encode()
+    registry.push_manifest("svc/app", "outer", outer, INDEX)
+    shutil.rmtree(registry.v2 / "repositories/svc/app/_manifests/tags/inner")
+    age(registry, 10)
+    assert run(registry) == keeper.Outcome()
+    assert all(can_pull(registry, "svc/app", each.digest, each) for each in inner.values())
+
+
+def test_a_host_whose_clock_is_wrong_removes_nothing(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times of files are the clock of whoever keeps them, which may be another host."""
+    registry.push("svc/app", "1", image("one"))
+    garbage_ = image("untagged")
+    registry.push("svc/app", garbage_.digest, garbage_)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1000 * DAY)
+    assert run(registry, newest=0, days=14) == keeper.Outcome()
+
+
+def push_what_lacks(registry: Registry, repository: str, tag: str, wanted: Image, elsewhere: str) -> bytes:
+    """As a client does: what is there is not sent, what is in another repository is mounted. Nothing, or why it was refused."""
+    for digest, blob in wanted.blobs.items():
+        if registry.request("HEAD", f"/v2/{repository}/blobs/{digest}")[0] == 200:
+            continue
+        status, location, _body = registry.request("POST", f"/v2/{repository}/blobs/uploads/?mount={digest}&from={elsewhere}")
+        if status == 202:
+            target = location.split(f":{registry.port}", 1)[1]
+            status = registry.request("PUT", f"{target}&digest={digest}", blob)[0]
+        assert status == 201
+    status, _location, body = registry.request("PUT", f"/v2/{repository}/manifests/{tag}", wanted.manifest, wanted.media_type)
+    return b"" if status == 201 else body
+
+
+def test_no_push_is_lost_while_it_runs_without_rest(registry: Registry) -> None:
+    """Tags move at full speed between images of a few common layers, so that each layer is garbage again and again."""
+    end = time.monotonic() + PUSH_SECONDS
+    repositories = ["svc/app", "svc/other"]
+    pushed: dict[tuple[str, str], Image] = {}
+    problems: list[str] = []
+    refused = 0
+
+    def push(repository: str, elsewhere: str) -> None:
+        nonlocal refused
+        chance = random.Random(repository)
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            tag = str(number % 4)
+            each = image(*(f"layer {chance.randrange(40)}" for _ in range(2)), label=f"{repository} {number}")
+            said = push_what_lacks(registry, repository, tag, each, elsewhere)
+            if said:
+                refused += 1
+                problems.extend([said.decode()] if b"BLOB_UNKNOWN" not in said else [])
+                continue
+            pushed[repository, tag] = each
+            try:
+                problems.extend([] if can_pull(registry, repository, tag, each) else [f"{repository}:{tag} is not there"])
+            except AssertionError as error:
+                problems.append(f"{repository}:{tag} {error}")
+
+    threads = [threading.Thread(target=push, args=names) for names in (repositories, repositories[::-1])]
+    for thread in threads:
+        thread.start()
+    runs = [keeper.Outcome()]
+    while time.monotonic() < end:
+        # With so short a grace no reading is noted in time: a push may be refused. None is accepted and then not there.
+        runs.append(keeper.keep(str(registry.root), Rule(1000, 0), 1.0, SETTLE))
+    for thread in threads:
+        thread.join()
+    runs.append(keeper.keep(str(registry.root), Rule(1000, 0), 1.0, SETTLE))
+    assert not problems and not [each.problems for each in runs if each.problems]
+    assert len(pushed) == 8 and all(can_pull(registry, *place, each) for place, each in pushed.items())
+    # It had something to do.
+    assert sum(each.blobs for each in runs) > 50 and refused < sum(each.blobs for each in runs)
 
 
 def test_a_run_that_is_killed_is_undone_by_the_next_one(registry: Registry, tmp_path: Path) -> None:
@@ -225,7 +332,7 @@ def test_a_run_that_is_killed_is_undone_by_the_next_one(registry: Registry, tmp_
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
         assert not place.exists()
-        keeper.Aside(keeper.Store(str(registry.root))).recover()
+        Aside(Store(str(registry.root))).recover()
         if "tags" in part:
             assert sorted(str(path.relative_to(registry.v2)) for path in registry.v2.rglob("*")) == before
         else:

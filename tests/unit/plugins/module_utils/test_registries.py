@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.registries import SCOPES, check, normalise, read, read_users
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registries import (
+    SCOPES,
+    check,
+    driver_problems,
+    host_clashes,
+    normalise,
+    read,
+    read_users,
+)
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import Missing
 
 KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
@@ -41,6 +49,33 @@ def test_a_scope_brings_its_rules() -> None:
 def test_object_storage_is_passed_through() -> None:
     (prod,) = normalise([{**PROD, "storage": {"s3": S3}}], USERS)
     assert (prod["driver"], prod["directory"], prod["parameters"]) == ("s3", "", S3)
+
+
+def test_what_is_no_amazon_is_asked_by_path() -> None:
+    """As 2.8 does by itself, and 3.x does not."""
+    minio = {**S3, "regionendpoint": "http://minio:9000"}
+    (prod,) = normalise([{**PROD, "storage": {"s3": minio}}], USERS)
+    assert prod["parameters"] == {**minio, "forcepathstyle": True}
+    (prod,) = normalise([{**PROD, "storage": {"s3": {**minio, "forcepathstyle": False}}}], USERS)
+    assert prod["parameters"]["forcepathstyle"] is False
+
+
+def test_what_debian_has_not_built_in_is_refused() -> None:
+    gcs, _problems = read([{**PROD, "storage": {"gcs": {"bucket": "images"}}}])
+    assert driver_problems(gcs, "package") == [
+        "registry_here: registry 'prod': storage: gcs: Debian's distribution is built without it. Write registry_runtime: container."
+    ]
+    assert not driver_problems(gcs, "container")
+    assert not driver_problems([*read([PROD])[0], *read([{**PROD, "storage": {"s3": S3}}])[0]], "package")
+
+
+def test_registries_of_two_hosts_do_not_share_a_bucket() -> None:
+    one, other = (read([{**PROD, "name": name, "storage": {"s3": {**S3, "rootdirectory": root}}}])[0] for name, root in (("prod", "/a"), ("copy", "/a/b")))
+    apart = read([{**PROD, "storage": {"s3": {**S3, "rootdirectory": "/c"}}}])[0]
+    local = read([PROD])[0]
+    assert host_clashes({"r1": one, "r2": other, "r3": apart, "r4": local, "r5": local}) == [
+        "registry_here: the registries 'prod' of r1 and 'copy' of r2 share storage (s3 images/a and /a/b). Give each its own."
+    ]
 
 
 @pytest.mark.parametrize(("registry", "problem"), [
@@ -73,6 +108,9 @@ def test_object_storage_is_passed_through() -> None:
     ({**PROD, "storage": {"s3": {**S3, "secretkey": ""}}}, "storage: s3: secretkey: write text."),
     ({**PROD, "storage": {"s3": {**S3, "chunksize": "5M"}}}, "storage: s3: chunksize: write a whole number."),
     ({**PROD, "storage": {"s3": {"bucket": "a", "region": "b", "accesskey": "AKIA"}}}, "storage: s3: accesskey, secretkey: write both or neither"),
+    ({**PROD, "storage": {"gcs": {"bucket": "a", "keyfile": "/etc/key.json"}}}, "storage: gcs: keyfile: is no parameter of it. There are bucket, credentials,"),
+    ({**PROD, "storage": {"gcs": {"bucket": "a", "credentials": "wander3r"}}}, "storage: gcs: credentials: write a dictionary, the service account's key file"),
+    ({**PROD, "storage": {"gcs": {"bucket": "a", "credentials": {"private_key": Missing("vault")}}}}, "storage: gcs: credentials: has no value (vault)."),
     ({**PROD, "storage": {"azure": {"accountname": "a", "container": "b"}}}, "storage: azure: accountkey: missing."),
     ({**PROD, "storage": {"s3": {**S3, "secretkey": Missing("'vault_key' is undefined")}}}, "storage: s3: secretkey: has no value ('vault_key' is undefined)."),
     ("play", "item 1: is 'play'. Write a dictionary with name, scope and port."),
@@ -80,7 +118,7 @@ def test_object_storage_is_passed_through() -> None:
 def test_what_can_not_be_meant_is_refused(registry: Any, problem: str) -> None:
     found = problems(registry)
     assert len(found) == 1 and problem in found[0], found
-    assert found[0].startswith("registry_here: ")
+    assert found[0].startswith("registry_here: ") and "wander3r" not in found[0]
 
 
 @pytest.mark.parametrize(("second", "problem"), [
