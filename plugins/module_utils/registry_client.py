@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Callable, Collection, Iterator, Mapping, Tuple, TypeVar
+from typing import BinaryIO, Callable, Collection, Iterator, Mapping, Tuple, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -191,7 +191,7 @@ class HttpClient:
         self._tls = _tls_context(ca_certificate, validate_certs)
 
     @contextmanager
-    def get(self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | None = None) -> Iterator[Answer]:
+    def get(self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | BinaryIO | None = None) -> Iterator[Answer]:
         """The answer, whatever its status. The connection is kept if all of the body was read."""
         origin = _origin(url)
         parts = urlsplit(url)
@@ -213,7 +213,7 @@ class HttpClient:
                 connection.close()
 
     def _request(
-        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes | BinaryIO | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         late = f"no answer within {self._timeout:g} seconds"
         with self._lock:
@@ -569,7 +569,7 @@ class RegistryClient:
 
     @contextmanager
     def _get(
-        self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = (), body: bytes | None = None
+        self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = (), body: bytes | BinaryIO | None = None
     ) -> Iterator[Answer]:
         """A 200, or another status that is looked for, after authentication and redirects."""
         where, redirects, asked = url, 0, False
@@ -735,7 +735,7 @@ def _join(url: str, location: str) -> str:
         raise RegistryError(url, "it redirects to what is no URL", _JOURNAL) from None
 
 
-def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> http.client.HTTPResponse:
+def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | BinaryIO | None) -> http.client.HTTPResponse:
     try:
         connection.request(method, target, body, dict(headers))
         return connection.getresponse()

@@ -9,30 +9,28 @@ whole or none. Distribution verifies each digest before it stores. Uploads: gith
 
 from __future__ import annotations
 
-import json
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Callable
+from typing import BinaryIO, Callable
 from urllib.parse import quote, urlsplit
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Descriptor, Manifest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 
-# So much of a blob is kept when the process is killed. Over a Unix socket a request costs next to nothing.
-_PART_BYTES = 4 * 1024 * 1024
 _BLOBS_AT_ONCE = 3
 
 
 class Door(RegistryClient):
-    """A registry's own door: distribution behind a Unix socket, which asks for no login. ``uploads`` is where it keeps how far each blob has come."""
+    """A registry's own door: distribution behind a Unix socket, which asks for no login. ``parts`` is where blobs are until they are whole."""
 
-    def __init__(self, socket: str, uploads: str) -> None:
+    def __init__(self, socket: str, parts: str) -> None:
         # Storage may take its time at the end of a large blob.
         super().__init__("http://localhost", address=socket, timeout=300, retries=2)
-        self._uploads = uploads
-        os.makedirs(uploads, mode=0o700, exist_ok=True)
+        self._parts = parts
+        os.makedirs(parts, mode=0o700, exist_ok=True)
 
     def mount(self, repository: str, digest: str, other: str) -> bool:
         """Give the repository a blob that another one has."""
@@ -42,56 +40,37 @@ class Door(RegistryClient):
         return status == 201
 
     def fetch(self, repository: str, blob: Descriptor, source: RegistryClient, came: Callable[[int], None]) -> None:
-        """Bring a blob; from where it was when it broke off, if this door still knows the upload."""
-        note = os.path.join(self._uploads, blob.digest.replace(":", "-"))
-        place, start = self._resumed(repository, note)
-        if not place:
-            place, start = self._upload("POST", repository, f"/v2/{repository}/blobs/uploads/")[1], 0
-        part = bytearray()
+        """Bring a blob; what had come of it when that broke off, or when the process was killed, does not come again."""
+        path = os.path.join(self._parts, blob.digest.replace(":", "-"))
+        with open(path, "ab") as part:
+            if part.tell() > blob.size:
+                part.truncate(0)
 
-        def flush() -> None:
-            nonlocal place, start
-            if part:
-                place = self._upload("PATCH", repository, place, bytes(part))[1]
-                start += len(part)
-                part.clear()
-                with open(f"{note}.new", "w", encoding="utf-8") as file:
-                    json.dump({"repository": repository, "place": place, "bytes": start}, file)
-                os.rename(f"{note}.new", note)
+            def take(chunk: bytes) -> None:
+                part.write(chunk)
+                came(len(chunk))
 
-        def take(chunk: bytes) -> None:
-            came(len(chunk))
-            part.extend(chunk)
-            if len(part) >= _PART_BYTES:
-                flush()
-
+            source.rest_of_blob(repository, blob, part.tell(), take)
+        place = self._upload("POST", repository, f"/v2/{repository}/blobs/uploads/")[1]
         try:
-            source.rest_of_blob(repository, blob, start, take)
-        finally:
-            # What has come need not come again.
-            flush()
-        with suppress(FileNotFoundError):
-            os.unlink(note)
-        self._upload("PUT", repository, f"{place}{'&' if '?' in place else '?'}digest={quote(blob.digest)}")
+            with open(path, "rb") as part:
+                self._upload("PUT", repository, f"{place}{'&' if '?' in place else '?'}digest={quote(blob.digest)}", part, blob.size)
+        except RegistryError as error:
+            # The digest is another one. A full disk is no fault of the bytes.
+            if error.status == 400:
+                os.unlink(path)
+            raise
+        os.unlink(path)
 
-    def _resumed(self, repository: str, note: str) -> tuple[str, int]:
-        """Where an upload goes on, and after how many bytes."""
-        try:
-            with open(note, encoding="utf-8") as file:
-                known = json.load(file)
-            if known["repository"] == repository:
-                place, start = str(known["place"]), int(known["bytes"])
-                with self._get(repository, self.url + place, {}, also=(204,)) as answer:
-                    answer.read(0)
-                    if answer.headers.get("Range", "") == f"0-{start - 1}":
-                        return place, start
-        except (OSError, ValueError, KeyError, TypeError, RegistryError):
-            pass
-        return "", 0
+    def tidy(self, seconds: float) -> None:
+        """Forget parts that nobody has added to for so long."""
+        for entry in os.scandir(self._parts):
+            if time.time() - entry.stat().st_mtime > seconds:
+                os.unlink(entry.path)
 
-    def _upload(self, method: str, repository: str, target: str, body: bytes | None = None) -> tuple[int, str]:
-        """Status and Location of a step of an upload. It is not repeated: its place changes with each."""
-        headers = {"Content-Type": "application/octet-stream"} if body else {"Content-Length": "0"}
+    def _upload(self, method: str, repository: str, target: str, body: BinaryIO | None = None, size: int = 0) -> tuple[int, str]:
+        """Status and Location of a step of an upload."""
+        headers = {"Content-Length": str(size), **({"Content-Type": "application/octet-stream"} if body else {})}
         with self._get(repository, self.url + target, headers, method, also=(201, 202, 204), body=body) as answer:
             answer.read(0)
         parts = urlsplit(answer.headers.get("Location", ""))

@@ -37,6 +37,8 @@ HEADER = "X-Mirrorfleet-Replica"
 STATUS = "status.json"
 _MAX_BODY = 16 * 1024 * 1024
 _LONGEST_PAUSE = 60.0
+# After this a part of a blob is nobody's.
+_PART_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Replicator:
 
     @property
     def door(self) -> Door:
-        return Door(self.settings.door, os.path.join(self.settings.directory, "uploads"))
+        return Door(self.settings.door, os.path.join(self.settings.directory, "parts"))
 
     def heard(self, events: Sequence[Any]) -> None:
         """What a distribution reports."""
@@ -324,6 +326,7 @@ class Follower(Replicator):
             with self.source(self.settings.primary) as source, self.door as door:
                 if sweep:
                     self._sweep(source, door)
+                self._see_leftovers(source)
                 why = self._bring(source, door)
         except (RegistryFleetError, OSError) as error:
             why = str(error)
@@ -343,7 +346,6 @@ class Follower(Replicator):
         # What is here and nowhere there was pushed here when this host was the primary.
         only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
         only_here = [image for image in only_here if source.head_manifest(image.repository, image.digest) is None]
-        there = [name for name, image in list(self.status.leftovers.items()) if source.head_manifest(image.repository, image.digest) is not None]
         with self.changed:
             for image in lacking:
                 self.status.lacking.setdefault(image.name, image)
@@ -351,12 +353,18 @@ class Follower(Replicator):
                 if image.name not in self.status.leftovers:
                     self.say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
                 self.status.leftovers.setdefault(image.name, image)
-            for name in there:
-                del self.status.leftovers[name]
-                self.say(f"{name} is at the primary {self.settings.primary} now")
+        door.tidy(_PART_SECONDS)
         # Before a tag here is made to name what it names there.
         self.keep()
         self._swept_at = time.monotonic()
+
+    def _see_leftovers(self, source: RegistryClient) -> None:
+        """Which of them the primary has got meanwhile."""
+        for name, image in list(self.status.leftovers.items()):
+            if source.head_manifest(image.repository, image.digest) is not None:
+                with self.changed:
+                    del self.status.leftovers[name]
+                self.say(f"{name} is at the primary {self.settings.primary} now")
 
     def _bring(self, source: RegistryClient, door: Door) -> str:
         """All that lacks, the oldest first; why something did not come."""
