@@ -735,8 +735,13 @@ def _join(url: str, location: str) -> str:
         raise RegistryError(url, "it redirects to what is no URL", _JOURNAL) from None
 
 
-def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | BinaryIO | None) -> http.client.HTTPResponse:
+def _send(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | BinaryIO | None
+) -> http.client.HTTPResponse:
     try:
+        if body is not None and not isinstance(body, bytes):
+            # An idle connection that was closed may have taken some of it.
+            body.seek(0)
         connection.request(method, target, body, dict(headers))
         return connection.getresponse()
     except BaseException:
