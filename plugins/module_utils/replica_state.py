@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Mapping
 
@@ -88,6 +89,11 @@ def write(layout: Layout, registry: str, state: State) -> None:
 
 def confirm(layout: Layout, registry: str) -> None:
     """Let the primary begin without an answer of another host until the next boot: what all of them were told is known by now."""
+    # The units make it theirs.
     os.makedirs(layout.run, mode=0o755, exist_ok=True)
-    with open(layout.confirmed(registry), "a", encoding="utf-8"):
-        pass
+    with suppress(FileExistsError):
+        # The replicator takes it away when it hears of another primary, so the directory is its own, and so must the file be.
+        owner = os.stat(layout.run)
+        descriptor = os.open(layout.confirmed(registry), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        os.close(descriptor)

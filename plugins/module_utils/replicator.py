@@ -473,6 +473,8 @@ class Watch(Replicator):
         return os.path.exists(self.settings.confirmed)
 
     def _confirm(self) -> None:
+        if self._is_confirmed():
+            return
         try:
             with open(self.settings.confirmed, "a", encoding="utf-8"):
                 pass

@@ -43,7 +43,9 @@ options:
     type: dict
     default: {}
   unknown:
-    description: The hosts of the registry that can't be asked.
+    description:
+      - The hosts of the registry that can't be asked. While there are any, a primary that was started anew takes nothing before one of them
+        has answered its replicator.
     type: list
     elements: str
     default: []
@@ -110,7 +112,8 @@ def run(module: AnsibleModule, layout: Layout) -> dict[str, Any]:
         if not module.check_mode:
             if after != before:
                 write(layout, registry, after)
-            confirm(layout, registry)
+            if not options["unknown"] or options["takes_over"]:
+                confirm(layout, registry)
     changed = after != before
     return {"changed": changed, "state": after, "status": status(layout, registry), "diff": {"before": before or {}, "after": after or {}}}
 

@@ -41,6 +41,9 @@ def test_a_host_is_told_once(run_module: RunModule, layout: Layout) -> None:
     said = tell(run_module, role="primary", primary="a")
     assert said["changed"] and said["state"] == FIRST == json.loads(Path(layout.state("prod")).read_text())
     assert Path(layout.confirmed("prod")).exists()
+    Path(layout.confirmed("prod")).unlink()
+    said = tell(run_module, role="primary", primary="a", known={"a": FIRST}, unknown=["b"])
+    assert not said["changed"] and not Path(layout.confirmed("prod")).exists()
     said = tell(run_module, role="primary", primary="a", known={"a": FIRST})
     assert not said["changed"] and said["state"] == FIRST
     assert tell(run_module)["state"] == FIRST
