@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -486,3 +487,70 @@ def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port
     assert {tag: b.has("svc/app", tag) for tag in acknowledged} == {tag: each.digest for tag, each in acknowledged.items()}
     status, _headers, said = b.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)
     assert status == 405 and "hands over to another host" in said.decode()
+
+
+@pytest.mark.parametrize("offset", ["+ 86400", "- 86400"])
+def test_clocks_that_differ_do_no_harm(a: Host, b: Host, offset: str) -> None:
+    """The replicator of the replica lives tomorrow, or yesterday."""
+    b.stop("replicator")
+    wrapper = b.base / "lib-replica/skewed.py"
+    wrapper.write_text(
+        f"import time, runpy, sys\nreal = time.time\ntime.time = lambda: real() {offset}\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-I", "-S", "-B", str(wrapper), str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json")]
+    with open(b.base / "replicator.log", "ab") as log:
+        b.processes["replicator"] = subprocess.Popen(command, stdout=log, stderr=log)
+    wanted = image("base", "clock")
+    a.push("svc/app", "1", wanted)
+    until(lambda: b.has("svc/app", "1") == wanted.digest)
+    until(lambda: b.said().get("lacking") == [] and b.said()["lag_seconds"] == 0)
+
+
+def test_a_full_disk_stops_no_read_and_heals(a: Host, b: Host) -> None:
+    small, large = image("small", size=3_000_000), image("large", size=20_000_000)
+    store = str(b.base / "store/prod")
+    b.stop()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,mode=0777", "tmpfs", store], check=True)
+    try:
+        b.start()
+        a.push("svc/app", "small", small)
+        until(lambda: b.has("svc/app", "small") == small.digest)
+        a.push("svc/app", "large", large)
+        until(lambda: any(each["why"] for each in b.said()["lacking"]))
+        lacking, = b.said()["lacking"]
+        assert (lacking["repository"], lacking["tag"], lacking["digest"]) == ("svc/app", "large", large.digest)
+        assert b.pull("svc/app", "small", small) and b.pull("svc/app", "large", large)
+        assert b.has("svc/app", "large") == ""
+        received = b.said()["received_bytes"]
+        subprocess.run(["mount", "-o", "remount,size=100m", store], check=True)
+        until(lambda: b.has("svc/app", "large") == large.digest, 90)
+        # What had come did not come again.
+        assert b.said()["received_bytes"] - received < 1_000_000
+        until(lambda: b.said()["lacking"] == [])
+    finally:
+        b.stop()
+        subprocess.run(["umount", store], check=True)
+
+
+def test_systemd_takes_the_units(hosts: dict[str, Host], tmp_path: Path) -> None:
+    units = tmp_path / "units"
+    shutil.copytree(hosts["registry-a"].base / "units", units)
+    for path in units.rglob("*.*"):
+        if path.is_file():
+            path.write_text(path.read_text().replace("=mirrorfleet-registry-front\n", "=daemon\n").replace("=mirrorfleet-registry\n", "=daemon\n"))
+    names = ["mirrorfleet-replicator@prod.service", "mirrorfleet-registry-write@prod.service", "mirrorfleet-registry-fill@prod.service"]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *(str(units / name) for name in names)],
+        capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{units}:"},
+    )
+    assert done.returncode == 0 and "mirrorfleet" not in done.stderr, done.stderr
+    assert "BindsTo=mirrorfleet-replicator@prod.service\n" in (units / "mirrorfleet-registry-write@prod.service.d/replica.conf").read_text()
+    assert not (hosts["registry-b"].base / "units/mirrorfleet-registry-write@prod.service.d/replica.conf").exists()
+
+
+def test_no_file_that_others_read_has_the_secret(files: Files) -> None:
+    for lists in files.values():
+        for each in (each for files in lists for each in files):
+            if SECRET in each["content"] or base64.b64encode(f"replica:{SECRET}".encode()).decode() in each["content"]:
+                assert (each["mode"], each["secret"]) == ("0400", True), each["path"]
