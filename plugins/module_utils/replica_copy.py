@@ -32,6 +32,9 @@ class Door(RegistryClient):
         self._parts = parts
         os.makedirs(parts, mode=0o700, exist_ok=True)
 
+    def __enter__(self) -> Door:
+        return self
+
     def mount(self, repository: str, digest: str, other: str) -> bool:
         """Give the repository a blob that another one has."""
         status, place = self._upload("POST", repository, f"/v2/{repository}/blobs/uploads/?mount={quote(digest)}&from={quote(other)}")
@@ -53,8 +56,8 @@ class Door(RegistryClient):
             source.rest_of_blob(repository, blob, part.tell(), take)
         place = self._upload("POST", repository, f"/v2/{repository}/blobs/uploads/")[1]
         try:
-            with open(path, "rb") as part:
-                self._upload("PUT", repository, f"{place}{'&' if '?' in place else '?'}digest={quote(blob.digest)}", part, blob.size)
+            with open(path, "rb") as whole:
+                self._upload("PUT", repository, f"{place}{'&' if '?' in place else '?'}digest={quote(blob.digest)}", whole, blob.size)
         except RegistryError as error:
             # The digest is another one. A full disk is no fault of the bytes.
             if error.status == 400:
