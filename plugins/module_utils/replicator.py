@@ -437,8 +437,8 @@ class Watch(Replicator):
     def _why_not(self, state: Mapping[str, Any], answers: Mapping[str, Mapping[str, Any]]) -> str:
         """Why this host may not take what is pushed."""
         registry = self.settings.registry
-        if state["role"] == "drained":
-            # It takes nothing, and lets those in who read.
+        if "drained" in (state["role"], self.settings.role):
+            # Its door lets nobody write, and those in who read.
             return ""
         if state["role"] != "primary":
             return f"this host takes nothing for the registry {registry}: it is a {state['role']} of {state['primary']}"
