@@ -20,12 +20,13 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Callable, Collection, Iterator, Mapping, Tuple, TypeVar
+from typing import BinaryIO, Callable, Collection, Iterator, Mapping, Tuple, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -56,6 +57,8 @@ _PAGE = 1000
 _MAX_PAGES = 10_000
 # How the tags end that cosign gives what it attaches.
 _COSIGN = {"signature": "sig", "attestation": "att", "sbom": "sbom"}
+# How the media types of blobs end that gzip makes smaller.
+_TEXT = (".tar", "+json", "/json", "text/plain")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TEMPORARY = (429, 500, 502, 503, 504)
 
@@ -104,24 +107,46 @@ class Transfer:
 class Answer:
     """An answer whose body is read as it comes. Reading raises RegistryError."""
 
-    def __init__(self, url: str, timeout: float, response: http.client.HTTPResponse, method: str = "GET") -> None:
+    def __init__(self, url: str, timeout: float, response: http.client.HTTPResponse, method: str = "GET", unpacks: bool = False) -> None:
         self.url, self.method, self.status, self.headers = url, method, response.status, response.headers
         self.received = 0
         self._timeout, self._response, self._length = timeout, response, response.length
+        self._came = 0
+        # 31: gzip with its header (zlib.h, inflateInit2).
+        self._packed = zlib.decompressobj(31) if unpacks and response.headers.get("Content-Encoding", "") == "gzip" else None
 
     def chunk(self) -> bytes:
-        """What has come, 256 KiB at most; nothing at the end of a whole body."""
-        left = _CHUNK if self._length is None else min(_CHUNK, self._length - self.received)
+        """What has come, 256 KiB at most and unpacked; nothing at the end of a whole body."""
+        chunk = self._raw_chunk() if self._packed is None else self._unpacked(self._packed)
+        self.received += len(chunk)
+        return chunk
+
+    def _unpacked(self, packed: zlib._Decompress) -> bytes:
+        while True:
+            raw = packed.unconsumed_tail or self._raw_chunk()
+            try:
+                chunk = packed.decompress(raw, _CHUNK)
+            except zlib.error as error:
+                raise RegistryError(self.url, f"the answer can't be unpacked: {error}", _JOURNAL, self.status, temporary=True) from None
+            if chunk:
+                return chunk
+            if not raw and not packed.eof:
+                raise RegistryError(self.url, f"the connection broke off after {self._came} packed bytes", _JOURNAL, self.status, temporary=True)
+            if not raw:
+                return b""
+
+    def _raw_chunk(self) -> bytes:
+        left = _CHUNK if self._length is None else min(_CHUNK, self._length - self._came)
         if not left:
             # Before Python 3.12 read1 would wait for more here. Closed with nothing left, the connection serves again.
             self._response.close()
             return b""
         with _errors_of(self.url, f"nothing came for {self._timeout:g} seconds"):
             chunk = self._response.read1(left)
-        self.received += len(chunk)
+        self._came += len(chunk)
         # http.client ends a body that breaks off as it ends a whole one.
         if not chunk and self._length is not None:
-            why = f"the connection broke off after {self.received} of {self._length} bytes"
+            why = f"the connection broke off after {self._came} of {self._length} bytes"
             raise RegistryError(self.url, why, _JOURNAL, self.status, temporary=True)
         return chunk
 
@@ -136,12 +161,23 @@ class Answer:
         return bytes(body)
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """A connection to a Unix socket."""
+
+    path = ""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
 class HttpClient:
     """Requests over kept-alive connections to any number of origins, from any number of threads.
 
     ``ca_certificate`` is PEM text or a file's path; it is trusted beside the system's authorities, as in Docker's certs.d.
     ``timeout`` bounds each wait for the other side, not a whole transfer; all times are seconds. Raises RegistryError.
-    ``address`` is where to connect, whatever the URL's host; Host header and certificate stay the URL's.
+    ``address`` is where to connect, whatever the URL's host; Host header and certificate stay the URL's. With a slash it is a Unix socket.
     """
 
     def __init__(
@@ -155,7 +191,7 @@ class HttpClient:
         self._tls = _tls_context(ca_certificate, validate_certs)
 
     @contextmanager
-    def get(self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | None = None) -> Iterator[Answer]:
+    def get(self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | BinaryIO | None = None) -> Iterator[Answer]:
         """The answer, whatever its status. The connection is kept if all of the body was read."""
         origin = _origin(url)
         parts = urlsplit(url)
@@ -166,7 +202,7 @@ class HttpClient:
             error.method = method
             raise
         try:
-            yield Answer(url, self._timeout, response, method)
+            yield Answer(url, self._timeout, response, method, headers.get("Accept-Encoding") == "gzip")
         finally:
             # After the last byte http.client closes the response itself, and the connection too if it can't be kept.
             if response.isclosed() and connection.sock is not None:
@@ -177,7 +213,7 @@ class HttpClient:
                 connection.close()
 
     def _request(
-        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+        self, url: str, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes | BinaryIO | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         late = f"no answer within {self._timeout:g} seconds"
         with self._lock:
@@ -198,11 +234,15 @@ class HttpClient:
     def _connect(self, origin: Origin) -> http.client.HTTPConnection:
         scheme, host, port = origin
         connection = (
-            http.client.HTTPSConnection(host, port, timeout=self._connect_timeout, context=self._tls)
+            _UnixConnection(host, port, timeout=self._connect_timeout)
+            if "/" in self._address
+            else http.client.HTTPSConnection(host, port, timeout=self._connect_timeout, context=self._tls)
             if scheme == "https"
             else http.client.HTTPConnection(host, port, timeout=self._connect_timeout)
         )
-        if self._address:
+        if isinstance(connection, _UnixConnection):
+            connection.path = self._address
+        elif self._address:
             # The one place where http.client lets the peer differ from the host that TLS verifies.
             connection._create_connection = lambda peer, *more: socket.create_connection((self._address, peer[1]), *more)  # type: ignore[attr-defined]
         connection.connect()
@@ -252,6 +292,7 @@ class RegistryClient:
     Credentials are sent only when the registry asks for them, and never to where it redirects. A request that met a broken
     connection, a time-out, 429 or 5xx is tried ``retries`` times more, not before the registry's Retry-After, up to a minute.
     With ``only_if_cached`` a cache that knows the directive (RFC 9111, section 5.2.1.7) answers 504 instead of fetching.
+    ``compressed`` asks for gzip, but for blobs that are compressed already. ``headers`` go with each request to the registry itself.
     Every method is safe to call from several threads and raises RegistryError.
     """
 
@@ -268,6 +309,8 @@ class RegistryClient:
         retries: int = 3,
         address: str = "",
         only_if_cached: bool = False,
+        compressed: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._origin = _origin(url)
         parts = urlsplit(url)
@@ -278,7 +321,7 @@ class RegistryClient:
         self._username, self._password, self._retries = username, password, max(0, retries)
         self._basic = "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode() if username else ""
         self._authorization: dict[str, str] = {}  # by repository: a token is valid for one
-        self._only_if_cached = only_if_cached
+        self._only_if_cached, self._compressed, self._headers = only_if_cached, compressed, dict(headers or {})
         self._http = HttpClient(ca_certificate, validate_certs, connect_timeout, timeout, address)
 
     def __enter__(self) -> RegistryClient:
@@ -318,6 +361,17 @@ class RegistryClient:
         """Stream a blob into ``sink`` in chunks, each byte once, and verify size and digest. A retry goes on where the last one ended."""
         download = _Download(blob, sink)
         return self._retrying(lambda: self._blob(repository, download))
+
+    def rest_of_blob(self, repository: str, blob: Descriptor, start: int, sink: Sink) -> None:
+        """Stream what follows the first ``start`` bytes of a blob into ``sink``. Whoever stores all of it verifies the digest."""
+        download = _Download(blob, sink)
+        download.received = start
+
+        def fetch() -> None:
+            if download.received < blob.size:
+                self._blob_rest(repository, f"{self.url}/v2/{repository}/blobs/{blob.digest}", download)
+
+        self._retrying(fetch)
 
     def head_manifest(self, repository: str, target: str) -> Descriptor | None:
         """Digest, size and type of what a tag or digest names; None when it is not there."""
@@ -441,7 +495,9 @@ class RegistryClient:
     def _blob_rest(self, repository: str, url: str, download: _Download) -> None:
         """What is still to come. No If-Range: a digest names the same bytes for ever, and a mirror has other validators once they are stored."""
         size, start = download.blob.size, download.received if download.ranges else 0
-        with self._get(repository, url, {"Range": f"bytes={start}-"} if start else {}, also=(206, 416) if start else ()) as answer:
+        # Of what is compressed already, or is to go on in the middle, the bytes are wanted as they are.
+        plain = {} if download.blob.media_type.endswith(_TEXT) and not start else {"Accept-Encoding": "identity"}
+        with self._get(repository, url, {"Range": f"bytes={start}-", **plain} if start else plain, also=(206, 416) if start else ()) as answer:
             is_page = answer.headers.get("Content-Type", "").startswith("text/")
             if answer.status == 200:
                 start = 0
@@ -521,16 +577,18 @@ class RegistryClient:
 
     @contextmanager
     def _get(
-        self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = (), body: bytes | None = None
+        self, repository: str, url: str, headers: Mapping[str, str], method: str = "GET", also: Collection[int] = (), body: bytes | BinaryIO | None = None
     ) -> Iterator[Answer]:
         """A 200, or another status that is looked for, after authentication and redirects."""
         where, redirects, asked = url, 0, False
         try:
             while True:
-                sent = {**headers, "User-Agent": "mirrorfleet.registry"}
+                sent = {"Accept-Encoding": "gzip" if self._compressed else "identity", **headers, "User-Agent": "mirrorfleet.registry"}
                 if self._only_if_cached:
                     sent["Cache-Control"] = "only-if-cached"
                 at_home = _origin(where) == self._origin
+                if at_home:
+                    sent.update(self._headers)
                 if at_home and repository in self._authorization:
                     sent["Authorization"] = self._authorization[repository]
                 with self._http.get(where, sent, method, body) as answer:
@@ -685,8 +743,13 @@ def _join(url: str, location: str) -> str:
         raise RegistryError(url, "it redirects to what is no URL", _JOURNAL) from None
 
 
-def _send(connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> http.client.HTTPResponse:
+def _send(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: bytes | BinaryIO | None
+) -> http.client.HTTPResponse:
     try:
+        if body is not None and not isinstance(body, bytes):
+            # An idle connection that was closed may have taken some of it.
+            body.seek(0)
         connection.request(method, target, body, dict(headers))
         return connection.getresponse()
     except BaseException:

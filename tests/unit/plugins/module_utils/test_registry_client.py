@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import http.client
 import json
@@ -632,6 +633,53 @@ token_text = st.from_regex(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", fullmatch=True)
 challenges = st.dictionaries(
     token_text.map(str.lower), st.dictionaries(token_text.map(str.lower), st.text(st.characters(min_codepoint=32, max_codepoint=126))), min_size=1, max_size=3
 )
+
+
+TEXT = b"all work and no play makes jack a dull boy\n" * 50_000
+TAR = Descriptor(digest_of(TEXT), len(TEXT), "application/vnd.oci.image.layer.v1.tar")
+BLOB = f"/v2/svc/app/blobs/{TAR.digest}"
+
+
+class TestCompressed:
+    def test_text_is_unpacked_where_it_was_asked_for(self, serve: Serve) -> None:
+        packed = answer(200, gzip.compress(TEXT), Content_Encoding="gzip")
+        server = serve(lambda path: packed)
+        received = bytearray()
+        with RegistryClient(server.url, compressed=True) as client:
+            assert client.blob("svc/app", TAR, received.extend).bytes == len(TEXT)
+        assert received == TEXT and "Accept-Encoding: gzip" in server.requests[0]
+
+    def test_what_is_compressed_already_is_taken_as_it_is(self, serve: Serve) -> None:
+        server = serve(lambda path: answer(200, LAYER))
+        with RegistryClient(server.url, compressed=True) as client:
+            assert client.blob("svc/app", Descriptor(DESCRIPTOR.digest, DESCRIPTOR.size, "application/vnd.oci.image.layer.v1.tar+gzip")).bytes == len(LAYER)
+        assert "Accept-Encoding: identity" in server.requests[0]
+
+    def test_an_unasked_encoding_is_the_blobs_own(self, serve: Serve) -> None:
+        packed = gzip.compress(TEXT)
+        server = serve(lambda path: answer(200, packed, Content_Encoding="gzip"))
+        with RegistryClient(server.url) as client:
+            assert client.blob("svc/app", Descriptor(digest_of(packed), len(packed), "")).bytes == len(packed)
+
+    @pytest.mark.parametrize(("body", "why"), [(gzip.compress(TEXT)[:-20], "broke off after"), (b"x" * 500, "can't be unpacked")])
+    def test_what_can_not_be_unpacked_is_no_blob(self, serve: Serve, body: bytes, why: str) -> None:
+        server = serve(lambda path: answer(200, body, Content_Encoding="gzip"))
+        with RegistryClient(server.url, compressed=True, retries=0) as client, pytest.raises(RegistryError, match=why):
+            client.blob("svc/app", TAR)
+
+    def test_more_than_the_blob_ends_it(self, serve: Serve) -> None:
+        server = serve(lambda path: answer(200, gzip.compress(TEXT * 20), Content_Encoding="gzip"))
+        with RegistryClient(server.url, compressed=True, retries=0) as client, pytest.raises(RegistryError, match="more bytes"):
+            client.blob("svc/app", TAR)
+
+
+def test_the_rest_of_a_blob_goes_on_where_another_ended(registry: Registry) -> None:
+    registry.push("svc/app", "1", IMAGE)
+    received = bytearray()
+    with RegistryClient(registry.url) as client:
+        client.rest_of_blob("svc/app", DESCRIPTOR, 1000, received.extend)
+        client.rest_of_blob("svc/app", DESCRIPTOR, len(LAYER), received.extend)
+    assert received == LAYER[1000:]
 
 
 @given(challenges)

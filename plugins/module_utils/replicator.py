@@ -1,0 +1,602 @@
+# Copyright (c) 2026, mirrorfleet contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the replica of a registry like its primary, and the primary from being one of two. systemd runs one for each registry of a host.
+
+At a replica: what the primary's distribution reports as pushed is brought at once, and a sweep every few minutes finds what no report
+told. At the primary: the door to write stands open only while this runs (BindsTo=), and it ends when another host has become the primary.
+No clock is compared with another host's: what comes first is told by the epoch, which grows by one with each failover.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Sequence
+
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import is_digest, is_repository, is_tag
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient, RegistryClient, RegistryError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.replica_copy import Copier, Door, tags_of
+
+PATH = "/replica"
+# Tells the front of another host who comes: see haproxy.cfg.j2 of the role registry.
+HEADER = "X-Mirrorfleet-Replica"
+STATUS = "status.json"
+_MAX_BODY = 16 * 1024 * 1024
+_LONGEST_PAUSE = 60.0
+# After this a part of a blob is nobody's.
+_PART_SECONDS = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the role writes; times in seconds.
+
+    urls: host -> where its front is, this one's left out; door: the socket of this host's distribution, socket: this program's own;
+    state: what the host was told last (replicas.State); directory: what must outlive a restart; confirmed: what must not outlive a boot
+    """
+
+    registry: str
+    here: str
+    role: str
+    primary: str
+    urls: dict[str, str]
+    ca: str
+    secret: str
+    door: str
+    socket: str
+    state: str
+    directory: str
+    confirmed: str
+    metrics: str
+    sweep_seconds: float
+    poll_seconds: float
+
+
+def settings_of(path: str) -> Settings:
+    """Raises RegistryFleetError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Settings(**json.load(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise RegistryFleetError(f"{path} is not as the role registry_replica writes it: {error}. Run site.yml.") from None
+
+
+@dataclass
+class Image:
+    """An image that one host has and another lacks. tag: empty for a manifest without one; since: seconds since 1970 by this host's clock."""
+
+    repository: str
+    tag: str
+    digest: str
+    since: float = 0.0
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.repository}{':' + self.tag if self.tag else ''}@{self.digest}"
+
+
+@dataclass
+class Status:
+    """What is known here. lacking: what the primary has and this host has not; leftovers: the other way round."""
+
+    epoch: int = 0
+    follows: bool = False
+    problem: str = ""
+    lacking: dict[str, Image] = field(default_factory=dict)
+    leftovers: dict[str, Image] = field(default_factory=dict)
+    swept: bool = False
+    received_bytes: int = 0
+    copied: int = 0
+
+
+class Replicator:
+    """The part that both roles share: the state, what the others say, the door in, the figures."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.status = self._load()
+        self.changed = threading.Condition()
+        self.stopping = self.news = False
+        self._http = HttpClient(settings.ca, timeout=5.0, connect_timeout=2.0)
+        self._copier: Copier | None = None
+
+    def run(self) -> int:
+        """Until it is told to stop; 0, or 1 when it must not go on."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the host was told last. Raises RegistryFleetError."""
+        try:
+            with open(self.settings.state, encoding="utf-8") as file:
+                state = json.load(file)
+            return {"role": str(state["role"]), "primary": str(state["primary"]), "epoch": int(state["epoch"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryFleetError(f"{self.settings.state} does not say what this host is: {error}. Run site.yml.") from None
+
+    def said(self) -> dict[str, Any]:
+        """What others may know."""
+        state, status = self.state, self.status
+        with self.changed:
+            oldest = min((image.since for image in status.lacking.values()), default=0.0)
+            return {
+                "registry": self.settings.registry, "host": self.settings.here, **state, "epoch": max(state["epoch"], status.epoch),
+                "follows": status.follows, "problem": status.problem, "swept": status.swept,
+                "lacking": [vars(image) for image in status.lacking.values()], "leftovers": [vars(image) for image in status.leftovers.values()],
+                "lag_seconds": round(max(0.0, time.time() - oldest), 3) if oldest else 0,
+                "received_bytes": self._received(), "copied": status.copied,
+            }
+
+    def ask(self, host: str) -> dict[str, Any] | None:
+        """What another host says of itself; None when it does not answer."""
+        try:
+            with self._http.get(self.settings.urls[host] + PATH, {HEADER: "replicator"}) as answer:
+                body = answer.read(_MAX_BODY)
+            said = json.loads(body)
+            if answer.status == 200 and said["registry"] == self.settings.registry and said["host"] == host:
+                return {**said, "epoch": int(said["epoch"])}
+        except (RegistryFleetError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        return None
+
+    def source(self, host: str) -> RegistryClient:
+        """Another host's registry: what it has itself, text compressed."""
+        return RegistryClient(
+            self.settings.urls[host], ca_certificate=self.settings.ca, retries=2, timeout=20.0, compressed=True, headers={HEADER: "replicator"},
+        )
+
+    @property
+    def copier(self) -> Copier:
+        if self._copier is None:
+            self._copier = Copier(self.door)
+        return self._copier
+
+    @property
+    def door(self) -> Door:
+        return Door(self.settings.door, os.path.join(self.settings.directory, "parts"))
+
+    def heard(self, events: Sequence[Any]) -> None:
+        """What a distribution reports."""
+
+    def sweep_now(self) -> None:
+        """Look through everything, and come back when that is done."""
+
+    def _received(self) -> int:
+        return self.status.received_bytes + (self._copier.received if self._copier else 0)
+
+    def keep(self) -> None:
+        """Write down what is known, for a restart and for Prometheus."""
+        said = self.said()
+        for path, text in ((os.path.join(self.settings.directory, STATUS), json.dumps(said)), (self._metrics_path, self._metrics(said))):
+            try:
+                with open(f"{path}.new", "w", encoding="utf-8") as file:
+                    # The collector is another user.
+                    os.fchmod(file.fileno(), 0o644)
+                    file.write(text)
+                os.rename(f"{path}.new", path)
+            except OSError as error:
+                self.say(f"<4>{path} can't be written: {error.strerror}")
+
+    def _load(self) -> Status:
+        """What was known before; what can't be read is found out anew."""
+        try:
+            with open(os.path.join(self.settings.directory, STATUS), encoding="utf-8") as file:
+                said = json.load(file)
+            images = [{image.name: image for image in (Image(**each) for each in said[key])} for key in ("lacking", "leftovers")]
+            return Status(int(said["epoch"]), False, "", images[0], images[1], False, int(said["received_bytes"]), int(said["copied"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Status()
+
+    @property
+    def _metrics_path(self) -> str:
+        return os.path.join(self.settings.metrics, f"mirrorfleet_replica_{self.settings.registry.replace('-', '_')}.prom")
+
+    def _metrics(self, said: Mapping[str, Any]) -> str:
+        labels = f'{{registry="{self.settings.registry}"}}'
+        text = ""
+        for name, kind, meaning, value in (
+            ("primary", "gauge", "1 where the primary is.", int(said["role"] == "primary")),
+            ("epoch", "gauge", "How many times a primary was chosen.", said["epoch"]),
+            ("follows", "gauge", "1 while this host hears its primary, or is it.", int(said["follows"])),
+            ("lag_seconds", "gauge", "For how long the image that lacks longest has been known.", said["lag_seconds"]),
+            ("lacking_images", "gauge", "Images known to be at the primary and not here.", len(said["lacking"])),
+            ("leftover_images", "gauge", "Images that are here and not at the primary.", len(said["leftovers"])),
+            ("received_bytes_total", "counter", "Bytes of blobs that came from other hosts.", said["received_bytes"]),
+            ("copied_images_total", "counter", "Images that came from other hosts.", said["copied"]),
+        ):
+            text += f"# HELP mirrorfleet_replica_{name} {meaning}\n# TYPE mirrorfleet_replica_{name} {kind}\nmirrorfleet_replica_{name}{labels} {value}\n"
+        return text
+
+    def trouble(self, problem: str) -> None:
+        """Say what is wrong, once."""
+        if problem != self.status.problem:
+            self.say(f"<4>{problem}" if problem else "that is over")
+        self.status.problem = problem
+
+    def rest(self, seconds: float) -> None:
+        """Until something happens, or so long."""
+        with self.changed:
+            if not self.stopping and not self.news:
+                self.changed.wait(seconds)
+            self.news = False
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+
+    def say(self, text: str) -> None:
+        """To the journal, by way of systemd."""
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+class Follower(Replicator):
+    """At a replica."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._swept_at = -1.0
+        # Who asked for a sweep takes a number, and waits until it is served.
+        self._asked = self._served = 0
+        # What failed is tried again after a while that grows.
+        self._pause, self._not_before = 1.0, 0.0
+
+    def run(self) -> int:
+        ready()
+        while not self.stopping:
+            with self.changed:
+                number = self._asked
+            self._look_at_primary()
+            if self.status.follows:
+                self._work(number > self._served)
+            self.keep()
+            with self.changed:
+                self._served = number
+                self.changed.notify_all()
+            self.rest(self.settings.poll_seconds)
+        return 0
+
+    def heard(self, events: Sequence[Any]) -> None:
+        with self.changed:
+            for event in events:
+                target = event.get("target") if isinstance(event, dict) and event.get("action") == "push" else None
+                if not isinstance(target, dict):
+                    continue
+                image = Image(str(target.get("repository") or ""), str(target.get("tag") or ""), str(target.get("digest") or ""), time.time())
+                if is_repository(image.repository) and is_digest(image.digest) and (not image.tag or is_tag(image.tag)):
+                    self.status.lacking.setdefault(image.name, image)
+            self._not_before, self.news = 0.0, True
+            self.changed.notify_all()
+        self.keep()
+
+    def sweep_now(self) -> None:
+        with self.changed:
+            self._asked += 1
+            number, self.news = self._asked, True
+            self.changed.notify_all()
+            while self._served < number and not self.stopping:
+                self.changed.wait(1)
+
+    def _look_at_primary(self) -> None:
+        """Whether the primary is one that may be followed."""
+        primary, state = self.settings.primary, self.state
+        said = self.ask(primary)
+        known = max(state["epoch"], self.status.epoch)
+        if said is None:
+            why = f"the primary {primary} does not answer; what it may have got since is not known here"
+        elif said["role"] == "unsure":
+            why = f"{primary}, which is the primary here, is not sure to be the only one: {said.get('problem')}"
+        elif said["role"] == "replica":
+            why = f"{primary}, which is the primary here, says that it is a replica of {said['primary']} since epoch {said['epoch']}: run site.yml"
+        elif said["epoch"] < known:
+            why = f"{primary} is a primary of epoch {said['epoch']}, and there was one of epoch {known} since: it is not followed. Run site.yml"
+        else:
+            why = ""
+            self.status.epoch = said["epoch"]
+            if not self.status.follows:
+                # What was pushed while it was not heard, nobody has reported.
+                self._not_before, self._swept_at = 0.0, -1.0
+        if why or not self.status.follows:
+            self.trouble(why)
+        self.status.follows = not why
+
+    def _work(self, asked: bool) -> None:
+        """Bring what lacks, as far as it is known, after a sweep if it is time for one."""
+        now = time.monotonic()
+        sweep = asked or self._swept_at < 0 or now - self._swept_at >= self.settings.sweep_seconds
+        if now < self._not_before and not asked:
+            return
+        try:
+            with self.source(self.settings.primary) as source, self.door as door:
+                if sweep:
+                    self._sweep(source, door)
+                self._see_leftovers(source)
+                why = self._bring(source, door)
+        except (RegistryFleetError, OSError) as error:
+            why = str(error)
+        if why:
+            self._not_before = time.monotonic() + self._pause
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        else:
+            self._pause = 1.0
+            self.status.swept = self.status.swept or sweep
+        self.trouble(why)
+
+    def _sweep(self, source: RegistryClient, door: Door) -> None:
+        """Compare all tags."""
+        theirs, ours = tags_of(source), tags_of(door)
+        now = time.time()
+        lacking = [Image(*name, digest, now) for name, digest in theirs.items() if ours.get(name) != digest]
+        # What is here and nowhere there was pushed here when this host was the primary.
+        only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
+        only_here = [image for image in only_here if source.head_manifest(image.repository, image.digest) is None]
+        with self.changed:
+            for image in lacking:
+                self.status.lacking.setdefault(image.name, image)
+            for image in only_here:
+                if image.name not in self.status.leftovers:
+                    self.say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
+                self.status.leftovers.setdefault(image.name, image)
+        door.tidy(_PART_SECONDS)
+        # Before a tag here is made to name what it names there.
+        self.keep()
+        self._swept_at = time.monotonic()
+
+    def _see_leftovers(self, source: RegistryClient) -> None:
+        """Which of them the primary has got meanwhile."""
+        for name, image in list(self.status.leftovers.items()):
+            if source.head_manifest(image.repository, image.digest) is not None:
+                with self.changed:
+                    del self.status.leftovers[name]
+                self.say(f"{name} is at the primary {self.settings.primary} now")
+
+    def _bring(self, source: RegistryClient, door: Door) -> str:
+        """All that lacks, the oldest first; why something did not come."""
+        failed = ""
+        tried: set[str] = set()
+        while not self.stopping:
+            with self.changed:
+                image = next((each for name, each in self.status.lacking.items() if name not in tried), None)
+            if image is None:
+                break
+            tried.add(image.name)
+            try:
+                self._bring_one(source, door, image)
+            except RegistryError as error:
+                image.why = failed = str(error)
+                # The others may come all the same, if anything does.
+                if error.status is None or error.status >= 500:
+                    break
+                continue
+            with self.changed:
+                self.status.lacking.pop(image.name, None)
+            self.keep()
+        return failed
+
+    def _bring_one(self, source: RegistryClient, door: Door, image: Image) -> None:
+        # It may have moved since, or gone.
+        head = source.head_manifest(image.repository, image.tag or image.digest)
+        if head is None:
+            return
+        digest = head.digest
+        here = door.head_manifest(image.repository, image.tag or digest)
+        if here is not None and here.digest == digest:
+            return
+        self.copier.copy(source, image.repository, digest, image.tag)
+        self.status.copied += 1
+        self.say(f"{Image(image.repository, image.tag, digest).name} came, {max(0.0, time.time() - image.since):.1f} s after it was known")
+
+
+class Watch(Replicator):
+    """At the primary. It is ready when it is sure to be the only one, and ends when it is not."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._is_ready = False
+
+    def said(self) -> dict[str, Any]:
+        said = super().said()
+        return said if self._is_ready else {**said, "role": "unsure"}
+
+    def run(self) -> int:
+        while not self.stopping:
+            state = self.state
+            answers = {host: each for host, each in ((host, self.ask(host)) for host in self.settings.urls) if each is not None}
+            why = self._why_not(state, answers)
+            if why and self._is_ready:
+                # With this process the door to write goes. The next one waits.
+                self._is_ready = self.status.follows = False
+                self.trouble(why)
+                self.keep()
+                return 1
+            if not why and not self._is_ready:
+                self._begin(state["epoch"])
+            if self._is_ready:
+                why = "; ".join(filter(None, [self._rescue(host, each) for host, each in answers.items()]))
+            self.trouble(why)
+            self.keep()
+            self.rest(self.settings.poll_seconds)
+        return 0
+
+    def _why_not(self, state: Mapping[str, Any], answers: Mapping[str, Mapping[str, Any]]) -> str:
+        """Why this host may not take what is pushed."""
+        registry = self.settings.registry
+        if "drained" in (state["role"], self.settings.role):
+            # Its door lets nobody write, and those in who read.
+            return ""
+        if state["role"] != "primary":
+            return f"this host takes nothing for the registry {registry}: it is a {state['role']} of {state['primary']}"
+        ahead = max(answers.values(), key=lambda each: int(each["epoch"]), default=None)
+        if ahead is not None and ahead["epoch"] > state["epoch"]:
+            with suppress(OSError):
+                os.unlink(self.settings.confirmed)
+            return (
+                f"{ahead['primary']} is the primary of the registry {registry} since epoch {ahead['epoch']}, and this host knows of epoch "
+                f"{state['epoch']} only. It takes nothing more. Write registry_primaries: {{{registry}: {ahead['primary']}}} and run site.yml"
+            )
+        if not self._is_ready and not answers and not self._is_confirmed():
+            return (
+                f"none of {', '.join(self.settings.urls)} answers, so one of them may be the primary by now: nothing is taken until one does, "
+                "or site.yml has run"
+            )
+        return ""
+
+    def _begin(self, epoch: int) -> None:
+        for image in self.status.lacking.values():
+            self.say(f"<4>{image.name} was known to be at the primary before, and is not here")
+        with self.changed:
+            self.status.lacking.clear()
+            self.status.leftovers.clear()
+        self._is_ready = self.status.follows = True
+        self._confirm()
+        ready()
+        self.say(f"this host is the primary of the registry {self.settings.registry}, epoch {epoch}")
+
+    def _is_confirmed(self) -> bool:
+        """Whether somebody has looked since this host was started."""
+        return os.path.exists(self.settings.confirmed)
+
+    def _confirm(self) -> None:
+        if self._is_confirmed():
+            return
+        try:
+            with open(self.settings.confirmed, "a", encoding="utf-8"):
+                pass
+        except OSError as error:
+            self.say(f"<4>{self.settings.confirmed} can't be written: {error.strerror}")
+
+    def _rescue(self, host: str, said: Mapping[str, Any]) -> str:
+        """Bring what another host took when it was the primary, under a name that is free; why it did not come."""
+        leftovers = [each for each in said.get("leftovers") or [] if isinstance(each, dict)]
+        if not leftovers or said.get("primary") != self.settings.here:
+            return ""
+        try:
+            with self.source(host) as source, self.door as door:
+                for each in leftovers:
+                    repository, tag, digest = (str(each.get(key) or "") for key in ("repository", "tag", "digest"))
+                    if not (is_repository(repository) and is_tag(tag) and is_digest(digest)) or door.head_manifest(repository, digest) is not None:
+                        continue
+                    free = tag if door.head_manifest(repository, tag) is None else aside(tag, host, digest)
+                    self.copier.copy(source, repository, digest, free)
+                    self.status.copied += 1
+                    self.say(f"{repository}:{tag}@{digest} came from {host}, which had taken it alone; it is {repository}:{free} here")
+        except (RegistryFleetError, OSError) as error:
+            return str(error)
+        return ""
+
+
+def aside(tag: str, host: str, digest: str) -> str:
+    """The tag of an image whose own is taken. A tag has 128 characters at most, and other ones than a host's name."""
+    ending = f"-of-{re.sub('[^A-Za-z0-9_.-]', '-', host)[:60]}-{digest.partition(':')[2][:12]}"
+    return tag[:128 - len(ending)] + ending
+
+
+def ready() -> None:
+    """Tell systemd (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.sendto(b"READY=1", f"\0{address[1:]}" if address.startswith("@") else address)
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    replicator: Replicator
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}."""
+
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.path == PATH else 404)
+
+    def do_POST(self) -> None:
+        replicator = self.server.replicator
+        length = self.headers.get("Content-Length", "")
+        if self.path != PATH or not length.isdigit() or int(length) > _MAX_BODY:
+            return self._answer(400)
+        body = self.rfile.read(int(length))
+        wanted = "Basic " + base64.b64encode(f"replica:{replicator.settings.secret}".encode()).decode()
+        if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), wanted.encode()):
+            return self._answer(401)
+        try:
+            said = json.loads(body)
+            events = said.get("events", [])
+        except (ValueError, AttributeError, RecursionError):
+            return self._answer(400)
+        if said.get("sweep"):
+            replicator.sweep_now()
+        else:
+            replicator.heard(events if isinstance(events, list) else [])
+        return self._answer(200)
+
+    def _answer(self, status: int) -> None:
+        try:
+            body = json.dumps(self.server.replicator.said() if status == 200 else {}).encode()
+        except RegistryFleetError:
+            status, body = 503, b"{}"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status == 400:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self) -> str:
+        return "socket"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The front has a log."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``replicator.py FILE [sweep|status]``, where FILE holds what the role writes. With a word, the running one is asked."""
+    try:
+        settings = settings_of(arguments[0])
+        if len(arguments) > 1:
+            return _ask_running(settings, arguments[1])
+        replicator: Replicator = Follower(settings) if settings.role == "replica" else Watch(settings)
+        with suppress(FileNotFoundError):
+            os.unlink(settings.socket)
+        server = _Server(settings.socket, _Handler)
+        server.replicator = replicator
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
+        signal.signal(signal.SIGTERM, lambda *_unused: replicator.stop())
+        return replicator.run()
+    except (RegistryFleetError, OSError) as error:
+        sys.stdout.write(f"<3>{error}\n")
+        return 1
+
+
+def _ask_running(settings: Settings, word: str) -> int:
+    """Print what the running one says, after a sweep if one is wished."""
+    # A sweep takes as long as what it finds takes to come.
+    client = HttpClient(address=settings.socket, timeout=24 * 3600.0)
+    login = "Basic " + base64.b64encode(f"replica:{settings.secret}".encode()).decode()
+    body = json.dumps({"sweep": True}).encode() if word == "sweep" else None
+    with client.get(f"http://localhost{PATH}", {"Authorization": login}, "POST" if body else "GET", body) as answer:
+        text = answer.read(_MAX_BODY).decode()
+    sys.stdout.write(text + "\n")
+    return 0 if answer.status == 200 else 1
