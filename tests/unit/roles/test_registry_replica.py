@@ -420,8 +420,9 @@ def test_a_blob_goes_on_where_it_was_after_a_kill(a: Host, b: Host) -> None:
     assert b.has("svc/app", "1") == "" and kept > 1_000_000
     b.start("replicator")
     until(lambda: b.has("svc/app", "1") == wanted.digest)
-    # The config had come.
-    assert b.said()["received_bytes"] == max(map(len, wanted.blobs.values())) - kept
+    # The config may have come before, or not.
+    missing = max(map(len, wanted.blobs.values())) - kept
+    assert missing - 1000 <= b.said()["received_bytes"] <= missing + 1000
     assert b.pull("svc/app", "1", wanted) and begun(b) == 0
 
 
