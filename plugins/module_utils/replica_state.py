@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Mapping
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.replicas import PRIMARY, State, latest, refusal
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.replicas import State, latest, refusal
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def wanted(
     epoch = newest["epoch"] if newest else 0
     if takes_over:
         epoch += 1
-    return State(role=role, primary=primary, epoch=max(epoch, 1 if role == PRIMARY else 0))
+    # The first primary's is the first one, and the inventory has chosen it for all of its hosts.
+    return State(role=role, primary=primary, epoch=max(epoch, 1))
 
 
 def write(layout: Layout, registry: str, state: State) -> None:

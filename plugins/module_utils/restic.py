@@ -152,7 +152,8 @@ class Restic:
             process = subprocess.Popen(
                 ["restic", "dump", snapshot, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, **self._surroundings(),
             )
-            assert process.stdout is not None
+            if process.stdout is None:
+                raise ResticError("restic dump has no output")
             broken = False
             try:
                 try:

@@ -139,7 +139,7 @@ def put(render: Render, disk: Path) -> tuple[Path, int]:
 def archive(put: tuple[Path, int]) -> Iterator[Archive]:
     base, port = put
     unit = (base / "units/mirrorfleet-registry-archive@.service").read_text().replace("%i", "archive")
-    command = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).partition("=")[2].split()
+    command, = (line.partition("=")[2].split() for line in unit.splitlines() if line.startswith("ExecStart="))
     with running(base, {"archive": port}):
         yield Archive(base, port, command)
 

@@ -108,8 +108,8 @@ def test_only_an_archive_takes_its_keys_and_it_needs_no_writer() -> None:
     ]
 
 
-def sources(images: list[str], mirror: str = "", known: Any = UPSTREAMS, **more: Any) -> dict[str, tuple[str, str, str]]:
-    found, problems = resolve(read({"images": images, **more})[0], known, {**MIRROR, "name": mirror})
+def sources(images: list[str], mirror: str = "", known: Any = None, **more: Any) -> dict[str, tuple[str, str, str]]:
+    found, problems = resolve(read({"images": images, **more})[0], UPSTREAMS if known is None else known, {**MIRROR, "name": mirror})
     assert not problems
     return {each["domain"]: (each["url"], each["password"], each["ca_certificate"]) for each in found}
 

@@ -90,7 +90,7 @@ def test_only_failover_changes_the_primary(primary: str, states: dict[str, State
 
 def test_the_epoch_grows_by_a_failover_only() -> None:
     assert wanted("prod", PRIMARY, "a", {}, []) == state(PRIMARY, "a", 1)
-    assert wanted("prod", REPLICA, "a", {}, []) == state(REPLICA, "a", 0)
+    assert wanted("prod", REPLICA, "a", {}, []) == state(REPLICA, "a", 1)
     assert wanted("prod", REPLICA, "a", FIRST, []) == state(REPLICA, "a", 1)
     assert wanted("prod", PRIMARY, "b", FIRST, [], takes_over=True) == state(PRIMARY, "b", 2)
     assert wanted("prod", REPLICA, "b", SECOND, []) == state(REPLICA, "b", 2)
