@@ -443,7 +443,10 @@ def in_buckets(render: Render, object_storage: ObjectStorage) -> Iterator[InBuck
             "accesskey": object_storage.access_key, "secretkey": object_storage.secret_key,
         }
         wanted["registry_here"] = [
-            {**prod, "name": name, "port": port, "storage": {"s3": {**right, "rootdirectory": f"/of/{name}", **(BROKEN[name][0] if name in BROKEN else {})}}}
+            {
+                **prod, "name": name, "port": port, "backup_target": f"/srv/backup/{name}",
+                "storage": {"s3": {**right, "rootdirectory": f"/of/{name}", **(BROKEN[name][0] if name in BROKEN else {})}},
+            }
             for name, port in ports.items()
         ]
         put_down(base, *render("registry", wanted), *render("registry", wanted, template="front_files.yml.j2"))
