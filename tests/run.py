@@ -99,7 +99,7 @@ def pytest(folder: str, *options: str) -> Result:
     name = folder.replace("/", "-")
     report = LOGS / f"{name}.xml"
     report.unlink(missing_ok=True)
-    status, log = execute(name, [str(BIN / "pytest"), folder, f"--junit-xml={report}", *options], minutes=25)
+    status, log = execute(name, [str(BIN / "pytest"), folder, f"--junit-xml={report}", *options], minutes=40)
     failed = skipped = total = 0
     if report.exists():
         for suite in ElementTree.parse(report).iter("testsuite"):
