@@ -160,6 +160,8 @@ def restore(
         with as_owner(store.root):
             if not check_mode:
                 stack.enter_context(locked(store.root, "a restore", lock_timeout))
+                # What one that was killed may have left, even if nothing but this was left to do.
+                shutil.rmtree(os.path.join(store.root, DIRECTORY, _COMING), ignore_errors=True)
             run = _Run(restic, snapshot, store, chosen, wanted, outcome)
             run.look()
         if check_mode:
@@ -315,7 +317,6 @@ class _Run:
         umask = os.umask(0o007)
         try:
             with as_owner(self._store.root):
-                shutil.rmtree(self._coming, ignore_errors=True)
                 os.makedirs(self._coming)
             if len(self._missing) * _ASKING_BYTES + self._outcome.bytes < stream_bytes:
                 self._fetch_each()

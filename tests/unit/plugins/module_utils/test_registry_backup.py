@@ -586,6 +586,9 @@ def test_a_restore_that_is_killed_anywhere(settings: Settings, registry: Registr
         reached.append(len(files(tmp_path / "other")))
     assert sum(0 < number < len(all_files) for number in reached) >= 2, reached
     brought_back(other)
+    # One that is killed when all has come leaves this.
+    (tmp_path / "other/.mirrorfleet/restore").mkdir()
+    assert not brought_back(other).changed
     assert files(tmp_path / "other") == all_files
     assert [path.name for path in (tmp_path / "other/.mirrorfleet").iterdir()] == ["holder.json"]
 
