@@ -23,6 +23,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.archive_tags import fitting, is_pattern
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import exposition, labels, replace, say
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import Record, Settings, origin, promote_all
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion import Wanted
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion_tools import Endpoint, need
@@ -178,11 +179,11 @@ class Archive:
 def admitted(path: str) -> Iterator[str]:
     """A password for this run. Distribution knows it by the file at ``path``, which admits nobody before and after."""
     password = secrets.token_urlsafe(32)
-    _replace(path, f"{USER}:{hashed(password)}\n", 0o600)
+    replace(path, f"{USER}:{hashed(password)}\n")
     try:
         yield password
     finally:
-        _replace(path, "", 0o600)
+        replace(path, "")
 
 
 def hashed(password: str) -> str:
@@ -200,15 +201,6 @@ def hashed(password: str) -> str:
     raise RegistryFleetError(f"This host's C library has no bcrypt ({' or '.join(_LIBRARIES)}). Install libcrypt1, or libxcrypt.")
 
 
-def _replace(path: str, text: str, mode: int) -> None:
-    """Old or new, whenever it is read."""
-    new = f"{path}.new"
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-    os.rename(new, path)
-
-
 def lines(outcome: Outcome) -> list[str]:
     """For the journal; systemd reads the priorities, see sd-daemon(3)."""
     found = [f"{name}: came: {what}" for name, what in outcome.came.items()]
@@ -223,23 +215,18 @@ def metrics_text(name: str, outcome: Outcome, state: Mapping[str, float]) -> str
     tags = (
         ("current", outcome.current), ("came", outcome.came), ("held_elsewhere", outcome.held), ("gone_upstream", outcome.gone), ("failed", outcome.failed),
     )
+    whole = labels(registry=name)
     rows = [
-        ("tags", "gauge", "What the last run found; a tag may count as several of these.", {f'state="{key}"': float(len(found)) for key, found in tags}),
-        ("received_bytes_total", "counter", "Bytes of blobs that came.", {"": state["bytes"]}),
-        ("last_run_timestamp_seconds", "gauge", "When it ran last.", {"": state["ran"]}),
-        ("last_success_timestamp_seconds", "gauge", "When nothing failed last; 0 before.", {"": state["succeeded"]}),
+        ("tags", "gauge", "What the last run found; a tag may count as several of these.", {
+            labels(registry=name, state=key): float(len(found)) for key, found in tags
+        }),
+        ("received_bytes_total", "counter", "Bytes of blobs that came.", {whole: state["bytes"]}),
+        ("last_run_timestamp_seconds", "gauge", "When it ran last.", {whole: state["ran"]}),
+        ("last_success_timestamp_seconds", "gauge", "When nothing failed last; 0 before.", {whole: state["succeeded"]}),
     ]
-    text = ""
-    for metric, kind, meaning, values in rows:
-        text += f"# HELP mirrorfleet_archive_{metric} {meaning}\n# TYPE mirrorfleet_archive_{metric} {kind}\n"
-        text += "".join(
-            f"mirrorfleet_archive_{metric}{{{','.join(filter(None, (_label(name), label)))}}} {value:.0f}\n" for label, value in values.items()
-        )
-    return text
-
-
-def _label(name: str) -> str:
-    return f'registry="{name}"'
+    return exposition("mirrorfleet_archive", [
+        (metric, kind, meaning, {where: f"{value:.0f}" for where, value in values.items()}) for metric, kind, meaning, values in rows
+    ])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -275,7 +262,7 @@ def _keep(settings: Mapping[str, Any], outcome: Outcome) -> list[str]:
     path = os.path.join(settings["metrics"], f"mirrorfleet_archive_{settings['name']}.prom")
     try:
         # The collector is another user.
-        _replace(path, metrics_text(settings["name"], outcome, state), 0o644)
+        replace(path, metrics_text(settings["name"], outcome, state), 0o644)
     except OSError as error:
         problems.append(f"{path} can't be written: {error.strerror}")
     return problems
@@ -286,6 +273,5 @@ def _number(value: object) -> float:
 
 
 def _say(text: str) -> None:
-    """To the journal, by way of systemd. A line break in what a registry said begins no line of its own."""
-    sys.stdout.write(" ".join(text.splitlines()) + "\n")
-    sys.stdout.flush()
+    """A line break in what a registry said begins no line of its own."""
+    say(" ".join(text.splitlines()))

@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Collection, Iterator, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import exposition, labels, replace, say
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, FileSystem, evict
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import COUNTERS, SAMPLES, STATE, Figures
@@ -82,7 +82,7 @@ class Guard:
                 with self._alone(name):
                     work(name)
         self._write_metrics(there)
-        self._say(", ".join(self._in_use(name) for name in self._settings.caches))
+        say(", ".join(self._in_use(name) for name in self._settings.caches))
         return 1 if self._errors else 0
 
     def _by_file_system(self) -> list[list[str]]:
@@ -133,9 +133,9 @@ class Guard:
             counters["evicted_images"] += len(outcome.evicted)
             counters["evicted_bytes"] += outcome.bytes_before - outcome.bytes_after
             freed = outcome.bytes_before - outcome.bytes_after
-            self._say(f"{outcome.name}: {used:.1f} % used: evicted {len(outcome.evicted)} images, {freed} bytes; {len(outcome.kept)} stay")
+            say(f"{outcome.name}: {used:.1f} % used: evicted {len(outcome.evicted)} images, {freed} bytes; {len(outcome.kept)} stay")
             for image, size in outcome.evicted[:20]:
-                self._say(f"{outcome.name}: evicted {image.name}, {size} bytes")
+                say(f"{outcome.name}: evicted {image.name}, {size} bytes")
         if outcomes[0].bytes_lacking:
             self._fail(f"{', '.join(names)}: {outcomes[0].bytes_lacking} bytes are lacking still: what is left is pinned, in use, or not the caches'")
 
@@ -147,7 +147,7 @@ class Guard:
             self._fail(problem or f"{name}: {used:.1f} % used: out of service until it is below {limit - 1:g} %")
         elif drained and (not limit or used < limit - 1):
             os.unlink(os.path.join(path, DIRECTORY, DRAINED))
-            self._say(f"{name}: {used:.1f} % used: in service again")
+            say(f"{name}: {used:.1f} % used: in service again")
 
     def _scrub(self, name: str) -> None:
         """An hour's share of the store, once an hour; what a run has no time for, the next ones read."""
@@ -175,7 +175,7 @@ class Guard:
         for counter, count in (("scrubbed_blobs", result.blobs), ("scrubbed_bytes", result.bytes), ("scrub_findings", len(result.findings))):
             figures.counters[counter] += count
         for finding in result.findings:
-            self._say(f"{name}: removed {finding.path}: {finding.kind}; the next pull of {', '.join(finding.images[:5]) or 'it'} fetches it")
+            say(f"{name}: removed {finding.path}: {finding.kind}; the next pull of {', '.join(finding.images[:5]) or 'it'} fetches it")
         if result.state_problem:
             self._fail(result.state_problem)
 
@@ -197,32 +197,19 @@ class Guard:
         lines = metrics_text(caches, self._broken, self._errors, time.time())
         path = os.path.join(self._settings.metrics, METRICS)
         try:
-            # A name that the collector does not read. It is another user, whatever the umask here.
-            with open(f"{path}.new", "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(lines)
-            os.rename(f"{path}.new", path)
+            # The collector is another user.
+            replace(path, lines, 0o644)
         except OSError as error:
             self._fail(f"{path} can't be written: {error.strerror}")
 
     def _fail(self, text: str) -> None:
         self._errors += 1
-        # systemd reads the priority, see sd-daemon(3).
-        self._say(f"<4>{text}")
-
-    def _say(self, text: str) -> None:
-        _write(text)
+        say(f"<4>{text}")
 
 
 def _is_due(figures: Figures) -> bool:
     """Whether it is time for an hour's share. A clock that was set back begins anew."""
     return not 0 <= time.time() - figures.scrubbed_at < _HOUR
-
-
-def _write(line: str) -> None:
-    """To the journal, by way of systemd."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def metrics_text(caches: dict[str, tuple[Figures, FileSystem, bool]], broken: Collection[str], errors: int, now: float) -> str:
@@ -243,15 +230,12 @@ def metrics_text(caches: dict[str, tuple[Figures, FileSystem, bool]], broken: Co
             for counter in COUNTERS
         ),
     ]
-    text = ""
-    for metric, kind, meaning, values in rows:
-        text += f"# HELP mirrorfleet_guard_{metric} {meaning}\n# TYPE mirrorfleet_guard_{metric} {kind}\n"
-        text += "".join(f'mirrorfleet_guard_{metric}{{cache="{name}"}} {value}\n' for name, value in values.items())
-    for metric, meaning, value in (
-        ("last_run_timestamp_seconds", "When the guard ran last.", now), ("last_run_problems", "What went wrong in that run.", errors),
-    ):
-        text += f"# HELP mirrorfleet_guard_{metric} {meaning}\n# TYPE mirrorfleet_guard_{metric} gauge\nmirrorfleet_guard_{metric} {value}\n"
-    return text
+    of_caches = [(name, kind, meaning, {labels(cache=cache): value for cache, value in values.items()}) for name, kind, meaning, values in rows]
+    return exposition("mirrorfleet_guard", [
+        *of_caches,
+        ("last_run_timestamp_seconds", "gauge", "When the guard ran last.", {"": now}),
+        ("last_run_problems", "gauge", "What went wrong in that run.", {"": errors}),
+    ])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -259,5 +243,5 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return Guard(settings_of(arguments[0])).run()
     except (RegistryFleetError, OSError) as error:
-        _write(f"<3>{error}")
+        say(f"<3>{error}")
         return 1

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import say
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.retention import Rule, Tag, expired
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Held, Link, Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_aside import Aside
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
         grace = parse_age(settings["grace"], "grace")
         registries = [(name, each["path"], Rule(each["newest"], each["days"])) for name, each in settings["registries"].items()]
     except (OSError, ValueError, KeyError, TypeError, RegistryFleetError) as error:
-        _say(f"<3>{arguments[0]} is not as the role registry writes it: {error}. Run site.yml.")
+        say(f"<3>{arguments[0]} is not as the role registry writes it: {error}. Run site.yml.")
         return 1
     failed = False
     for name, path, rule in registries:
@@ -229,18 +229,11 @@ def main(arguments: Sequence[str]) -> int:
         except (RegistryFleetError, OSError) as error:
             outcome = Outcome(problems=[str(error)])
         for tag in outcome.tags[:_SHOWN]:
-            _say(f"{name}: {tag} went")
-        _say(f"{name}: {len(outcome.tags)} tags, {outcome.manifests} manifests and {outcome.blobs} blobs went, {outcome.bytes} bytes")
+            say(f"{name}: {tag} went")
+        say(f"{name}: {len(outcome.tags)} tags, {outcome.manifests} manifests and {outcome.blobs} blobs went, {outcome.bytes} bytes")
         if outcome.used:
-            _say(f"{name}: {outcome.used} was used just now, so all that is to go stays until the next run")
+            say(f"{name}: {outcome.used} was used just now, so all that is to go stays until the next run")
         for problem in outcome.problems:
-            # systemd reads the priority, see sd-daemon(3).
-            _say(f"<4>{name}: {problem}")
+            say(f"<4>{name}: {problem}")
             failed = True
     return int(failed)
-
-
-def _say(text: str) -> None:
-    """To the journal, by way of systemd."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

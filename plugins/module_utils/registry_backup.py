@@ -22,12 +22,12 @@ import contextlib
 import json
 import os
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import exposition, labels, replace, say
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import Manifest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import is_digest
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.restic import Restic, ResticError, Secrets, Snapshot
@@ -126,21 +126,7 @@ class State:
     def keep(self, directory: str) -> None:
         """Write it down."""
         with as_owner(directory):
-            replace(os.path.join(directory, _STATE), json.dumps(asdict(self)))
-
-
-def replace(path: str, text: str, mode: int = 0o600) -> None:
-    """Write a file at once. A name with .new at its end is what a run that was killed may leave."""
-    new = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(new)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        os.fchmod(descriptor, mode)
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    os.rename(new, path)
+            replace(os.path.join(directory, _STATE), json.dumps(asdict(self)), durable=True)
 
 
 class Line(NamedTuple):
@@ -317,7 +303,7 @@ def back_up(settings: Settings, secrets: Secrets) -> Record:
         (os.path.join(settings.metrics, METRICS.format(name=settings.name)), metrics_text(run.record)),
     ):
         try:
-            replace(path, text, 0o644)
+            replace(path, text, 0o644, durable=True)
         except OSError as error:
             run.record.problems.append(f"{path} can't be written: {error.strerror}")
     return run.record
@@ -464,11 +450,7 @@ def metrics_text(record: Record) -> str:
         ("tags", "Tags that are in it.", record.tags),
         ("snapshots", "Backups that are kept.", record.snapshots),
     ]
-    text = ""
-    for metric, meaning, value in rows:
-        text += f"# HELP mirrorfleet_backup_{metric} {meaning}\n# TYPE mirrorfleet_backup_{metric} gauge\n"
-        text += f'mirrorfleet_backup_{metric}{{registry="{record.name}"}} {value}\n'
-    return text
+    return exposition("mirrorfleet_backup", [(name, "gauge", meaning, {labels(registry=record.name): value}) for name, meaning, value in rows])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -477,28 +459,21 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings, secrets = settings_of(settings_path), secrets_of(secrets_path)
         if options:
-            _say(f"{settings.name} goes on with the backups of {', '.join(take_over(settings, secrets)) or 'nobody'}")
+            say(f"{settings.name} goes on with the backups of {', '.join(take_over(settings, secrets)) or 'nobody'}")
             return 0
     except (RegistryFleetError, OSError) as error:
-        _say(f"<3>{error}")
+        say(f"<3>{error}")
         return 1
     record = back_up(settings, secrets)
-    # systemd reads the priority, see sd-daemon(3).
     for problem in record.problems[:_SHOWN]:
-        _say(f"<4>{problem}")
+        say(f"<4>{problem}")
     if record.error:
-        _say(f"<3>{record.error}")
+        say(f"<3>{record.error}")
     elif not record.snapshot:
-        _say(f"{record.name}: there is no image yet, so there is nothing to back up")
+        say(f"{record.name}: there is no image yet, so there is nothing to back up")
     else:
-        _say(
+        say(
             f"{record.name}: the backup {record.snapshot} has {record.tags} tags of {record.repositories} repositories, {record.bytes} bytes, "
             f"{record.bytes_new} of them new; {record.snapshots} backups are kept"
         )
     return int(bool(record.error or record.problems))
-
-
-def _say(text: str) -> None:
-    """To the journal, by way of systemd."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

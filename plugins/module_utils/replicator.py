@@ -19,7 +19,6 @@ import re
 import signal
 import socket
 import socketserver
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import exposition, labels, replace, say
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import is_digest, is_repository, is_tag
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient, RegistryClient, RegistryError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.replica_copy import Copier, Door, tags_of
@@ -184,13 +184,10 @@ class Replicator:
         said = self.said()
         for path, text in ((os.path.join(self.settings.directory, STATUS), json.dumps(said)), (self._metrics_path, self._metrics(said))):
             try:
-                with open(f"{path}.new", "w", encoding="utf-8") as file:
-                    # The collector is another user.
-                    os.fchmod(file.fileno(), 0o644)
-                    file.write(text)
-                os.rename(f"{path}.new", path)
+                # The collector is another user.
+                replace(path, text, 0o644)
             except OSError as error:
-                self.say(f"<4>{path} can't be written: {error.strerror}")
+                say(f"<4>{path} can't be written: {error.strerror}")
 
     def _load(self) -> Status:
         """What was known before; what can't be read is found out anew."""
@@ -207,9 +204,8 @@ class Replicator:
         return os.path.join(self.settings.metrics, f"mirrorfleet_replica_{self.settings.registry.replace('-', '_')}.prom")
 
     def _metrics(self, said: Mapping[str, Any]) -> str:
-        labels = f'{{registry="{self.settings.registry}"}}'
-        text = ""
-        for name, kind, meaning, value in (
+        where = labels(registry=self.settings.registry)
+        return exposition("mirrorfleet_replica", [(name, kind, meaning, {where: value}) for name, kind, meaning, value in (
             ("primary", "gauge", "1 where the primary is.", int(said["role"] == "primary")),
             ("epoch", "gauge", "How many times a primary was chosen.", said["epoch"]),
             ("follows", "gauge", "1 while this host hears its primary, or is it.", int(said["follows"])),
@@ -218,14 +214,12 @@ class Replicator:
             ("leftover_images", "gauge", "Images that are here and not at the primary.", len(said["leftovers"])),
             ("received_bytes_total", "counter", "Bytes of blobs that came from other hosts.", said["received_bytes"]),
             ("copied_images_total", "counter", "Images that came from other hosts.", said["copied"]),
-        ):
-            text += f"# HELP mirrorfleet_replica_{name} {meaning}\n# TYPE mirrorfleet_replica_{name} {kind}\nmirrorfleet_replica_{name}{labels} {value}\n"
-        return text
+        )])
 
     def trouble(self, problem: str) -> None:
         """Say what is wrong, once."""
         if problem != self.status.problem:
-            self.say(f"<4>{problem}" if problem else "that is over")
+            say(f"<4>{problem}" if problem else "that is over")
         self.status.problem = problem
 
     def rest(self, seconds: float) -> None:
@@ -239,11 +233,6 @@ class Replicator:
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-
-    def say(self, text: str) -> None:
-        """To the journal, by way of systemd."""
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
 
 
 class Follower(Replicator):
@@ -351,7 +340,7 @@ class Follower(Replicator):
                 self.status.lacking.setdefault(image.name, image)
             for image in only_here:
                 if image.name not in self.status.leftovers:
-                    self.say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
+                    say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
                 self.status.leftovers.setdefault(image.name, image)
         door.tidy(_PART_SECONDS)
         # Before a tag here is made to name what it names there.
@@ -364,7 +353,7 @@ class Follower(Replicator):
             if source.head_manifest(image.repository, image.digest) is not None:
                 with self.changed:
                     del self.status.leftovers[name]
-                self.say(f"{name} is at the primary {self.settings.primary} now")
+                say(f"{name} is at the primary {self.settings.primary} now")
 
     def _bring(self, source: RegistryClient, door: Door) -> str:
         """All that lacks, the oldest first; why something did not come."""
@@ -400,7 +389,7 @@ class Follower(Replicator):
             return
         self.copier.copy(source, image.repository, digest, image.tag)
         self.status.copied += 1
-        self.say(f"{Image(image.repository, image.tag, digest).name} came, {max(0.0, time.time() - image.since):.1f} s after it was known")
+        say(f"{Image(image.repository, image.tag, digest).name} came, {max(0.0, time.time() - image.since):.1f} s after it was known")
 
 
 class Watch(Replicator):
@@ -459,14 +448,14 @@ class Watch(Replicator):
 
     def _begin(self, epoch: int) -> None:
         for image in self.status.lacking.values():
-            self.say(f"<4>{image.name} was known to be at the primary before, and is not here")
+            say(f"<4>{image.name} was known to be at the primary before, and is not here")
         with self.changed:
             self.status.lacking.clear()
             self.status.leftovers.clear()
         self._is_ready = self.status.follows = True
         self._confirm()
         ready()
-        self.say(f"this host is the primary of the registry {self.settings.registry}, epoch {epoch}")
+        say(f"this host is the primary of the registry {self.settings.registry}, epoch {epoch}")
 
     def _is_confirmed(self) -> bool:
         """Whether somebody has looked since this host was started."""
@@ -479,7 +468,7 @@ class Watch(Replicator):
             with open(self.settings.confirmed, "a", encoding="utf-8"):
                 pass
         except OSError as error:
-            self.say(f"<4>{self.settings.confirmed} can't be written: {error.strerror}")
+            say(f"<4>{self.settings.confirmed} can't be written: {error.strerror}")
 
     def _rescue(self, host: str, said: Mapping[str, Any]) -> str:
         """Bring what another host took when it was the primary, under a name that is free; why it did not come."""
@@ -495,7 +484,7 @@ class Watch(Replicator):
                     free = tag if door.head_manifest(repository, tag) is None else aside(tag, host, digest)
                     self.copier.copy(source, repository, digest, free)
                     self.status.copied += 1
-                    self.say(f"{repository}:{tag}@{digest} came from {host}, which had taken it alone; it is {repository}:{free} here")
+                    say(f"{repository}:{tag}@{digest} came from {host}, which had taken it alone; it is {repository}:{free} here")
         except (RegistryFleetError, OSError) as error:
             return str(error)
         return ""
@@ -586,7 +575,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_unused: replicator.stop())
         return replicator.run()
     except (RegistryFleetError, OSError) as error:
-        sys.stdout.write(f"<3>{error}\n")
+        say(f"<3>{error}")
         return 1
 
 
@@ -598,5 +587,5 @@ def _ask_running(settings: Settings, word: str) -> int:
     body = json.dumps({"sweep": True}).encode() if word == "sweep" else None
     with client.get(f"http://localhost{PATH}", {"Authorization": login}, "POST" if body else "GET", body) as answer:
         text = answer.read(_MAX_BODY).decode()
-    sys.stdout.write(text + "\n")
+    say(text)
     return 0 if answer.status == 200 else 1

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import threading
 import time
 import urllib.request
@@ -495,3 +496,26 @@ class Authority:
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+# Python that kills itself right before it makes, renames or removes something once more than `left` says. A module's bytecode is not meant.
+_MORTAL = """
+import os, signal, sys
+left = int(sys.argv[1])
+sys.dont_write_bytecode = True
+def hook(event, arguments):
+    global left
+    if event in ("os.remove", "os.rmdir", "os.rename", "os.mkdir"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+
+
+def run_until_change(changes: int, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python, whose arguments are sys.argv[2:], until it would make one change more than so many; `left` is how many it may still make."""
+    return subprocess.run(
+        [sys.executable, "-c", _MORTAL + textwrap.dedent(program), str(changes), *arguments],
+        check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+    )

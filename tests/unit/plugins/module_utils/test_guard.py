@@ -11,8 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -27,7 +25,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_clie
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_figures import Figures
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import is_drained, load, locked
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import COLLECTIONS, Registry, StartRegistry, digest_of, image_of, layer_of, until
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Registry, StartRegistry, digest_of, image_of, layer_of, run_until_change, until
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import DAY, used
 
 MIB = 1 << 20
@@ -231,18 +229,9 @@ def test_settings_that_are_none_are_told(tmp_path: Path) -> None:
             settings_of(str(tmp_path / "guard.json"))
 
 
-KILLED = """
-    import os, signal, sys
-    left = int(sys.argv[2])
-    def hook(event, arguments):
-        global left
-        if event in ("os.remove", "os.rmdir", "os.rename", "os.mkdir"):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+GUARD = """
     from ansible_collections.mirrorfleet.registry.plugins.module_utils.guard import main
-    sys.addaudithook(hook)
-    main(sys.argv[1:2])
+    main(sys.argv[2:])
     print(left)
 """
 
@@ -261,10 +250,7 @@ def test_a_run_that_is_killed_at_any_change_harms_nothing(cache: Registry, disk:
             used(cache, f"svc/{number}:1", 9 - number)
         until(lambda: not list(cache.v2.glob("repositories/svc/*/_uploads/*")))
         shutil.rmtree(cache.root / ".mirrorfleet", ignore_errors=True)
-        return subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(KILLED), str(disk.parent / "guard.json"), str(changes)],
-            check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
-        )
+        return run_until_change(changes, GUARD, str(disk.parent / "guard.json"))
 
     whole = 1000 - int(run(1000).stdout.splitlines()[-1])
     left = []

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -20,7 +17,6 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_clie
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, Outcome, evict
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
-    COLLECTIONS,
     Image,
     Registry,
     StartRegistry,
@@ -28,6 +24,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     image_of,
     index_of,
     layer_of,
+    run_until_change,
 )
 
 DAY = 86400.0
@@ -318,18 +315,8 @@ def test_who_may_not_change_the_store_is_told(cache: Registry) -> None:
         assert "can't be removed: Permission denied. Run as the store's owner, or as root (become: true)." in told.read()
 
 
-# Kills itself right before the n-th call that changes the store.
-KILLED = """
-    import os, signal, sys
-    left = int(sys.argv[1])
-    def hook(event, arguments):
-        global left
-        if event in ("os.remove", "os.rmdir", "os.rename", "os.mkdir"):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+EVICT = """
     from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, evict
-    sys.addaudithook(hook)
     evict([("central", sys.argv[2])], Criteria(images=("svc/multi:2", "svc/app:1")), "a test", 0)
 """
 
@@ -337,9 +324,7 @@ KILLED = """
 def test_a_run_that_is_killed_anywhere_harms_nothing_and_is_finished(cache: Registry, tmp_path: Path) -> None:
     kills = 0
     while True:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(KILLED), str(kills), str(cache.root)], check=False, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}
-        )
+        done = run_until_change(kills, EVICT, str(cache.root))
         if done.returncode == 0:
             break
         assert done.returncode == -9

@@ -31,6 +31,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     image_of,
     index_of,
     layer_of,
+    run_until_change,
     until,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import APP, ARM, BASE, OWN, WEB, blobs_of, pull, stored
@@ -199,18 +200,9 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path / "tiny")], check=True)
 
 
-KILLED = """
-    import os, signal, sys
-    left = int(sys.argv[1])
-    def hook(event, arguments):
-        global left
-        if event in ("os.remove", "os.rmdir", "os.rename", "os.mkdir"):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+SCRUB = """
     from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
     from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_scrub import Budget, scrub
-    sys.addaudithook(hook)
     scrub(Store(sys.argv[2]), Budget())
 """
 
@@ -221,9 +213,7 @@ def test_a_run_that_is_killed_anywhere_harms_nothing_and_is_finished(cache: Regi
             harm(cache.blob_path(digest), "wrong bytes")
         age(cache)
         shutil.rmtree(cache.root / ".mirrorfleet", ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(KILLED), str(kills), str(cache.root)], check=False, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}
-        )
+        done = run_until_change(kills, SCRUB, str(cache.root))
         assert done.returncode in (0, -9)
         age(cache)
         run(cache)
