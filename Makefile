@@ -18,7 +18,7 @@ help:
 	@echo 'make test                  run every test; ONLY=unit runs one stage, ONLY=molecule/NAME one scenario'
 	@echo 'make bench                 measure pulls against rivals: a quarter of an hour, root, an idle machine; BENCH=--quick for two minutes, BENCH="--only warm" for a part'
 	@echo 'make lab                   run the fleet in containers on this machine; LAB_DOCKER_HOSTS=4 LAB_MIRRORS=1 for its size'
-	@echo 'make lab LAB=organisation  the other lab: registries by scope, CI, promotion with a key, and the mirrors behind them'
+	@echo 'make lab LAB=organisation  the other lab: registries by scope, CI, promotion with a key, replicas, and the mirrors behind them'
 	@echo 'make lab-destroy           remove them'
 	@echo 'make venv                  only install the tools: Debian packages, .venv'
 	@echo
