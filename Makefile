@@ -48,7 +48,8 @@ lab: $(VENV)/ready lab-inventory
 
 lab-destroy: $(VENV)/ready lab-inventory
 	@for inventory in .lab/inventory inventories/lab-*; do $(VENV)/bin/ansible-playbook -i "$$inventory" lab/destroy.yml || exit 1; done
-	@cat .lab/images/host-* 2>/dev/null | xargs --no-run-if-empty docker image rm >/dev/null || echo 'An image of the lab is in use elsewhere, and stays'
+	@for image in $$(cat .lab/images/host-* 2>/dev/null); do \
+	    if docker image inspect "$$image" >/dev/null 2>&1; then docker image rm "$$image" >/dev/null || echo "$$image is in use elsewhere, and stays"; fi; done
 	@if [ -e .lab/dockerd.pid ]; then echo 'Docker: stopping the daemon that make started'; kill "$$(cat .lab/dockerd.pid)" || true; fi
 	@rm -rf .lab
 

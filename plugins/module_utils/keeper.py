@@ -133,6 +133,12 @@ class _Run:
         blobs = {
             digest: held for digest, held in self._store.blob_files().items() if digest not in needed and self._now - held.written >= self._grace
         }
+        odd = self._store.old_problems(self._now - self._grace)
+        if odd:
+            # A link that can't be read may lead to any of them. One that is new leads to what is new as well.
+            self._outcome.problems += [*(f"{problem.path}: {problem.why}" for problem in odd[:_SHOWN])]
+            self._outcome.problems.append("Because of that no manifest and no blob is removed. Mend it, or remove what is not distribution's.")
+            return
         aside = Aside(self._store)
         for path, seen in (*revisions.items(), *layers.items()):
             aside.take(path, "link", seen, reads=True)

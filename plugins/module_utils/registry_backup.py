@@ -42,6 +42,8 @@ RECORD = "record.json"
 STDIN = "-"
 _STATE = "state.json"
 METRICS = "mirrorfleet_backup_{name}.prom"
+# What is younger may be being written.
+_BEING_WRITTEN = 60.0
 _LOCK_SECONDS = 300.0
 # Distribution 2.8 writes a link in place, so for a moment it may be empty.
 _LOOKS, _PAUSE_SECONDS = 20, 0.1
@@ -322,6 +324,14 @@ class _Run:
         with locked(store.root, "the backup", _LOCK_SECONDS):
             snapshots = self._open()
             has_images = self._write_links(store)
+            odd = store.old_problems(record.began - _BEING_WRITTEN)
+            unreadable = [f"{problem.path} ({problem.why})" for problem in odd if problem.unreadable]
+            if unreadable:
+                raise RegistryFleetError(
+                    f"{settings.storage} can't be read as a whole: {', '.join(unreadable[:_SHOWN])}. There is no backup, which would not have what is there. "
+                    "Mend the disk, or let the backup's user read it."
+                )
+            record.problems += [f"{problem.path}: {problem.why}" for problem in odd]
             if not has_images and not snapshots:
                 return
             if not has_images:

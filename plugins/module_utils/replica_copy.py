@@ -44,7 +44,7 @@ class Door(RegistryClient):
 
     def fetch(self, repository: str, blob: Descriptor, source: RegistryClient, came: Callable[[int], None]) -> None:
         """Bring a blob; what had come of it when that broke off, or when the process was killed, does not come again."""
-        path = os.path.join(self._parts, blob.digest.replace(":", "-"))
+        path = self._part(blob.digest)
         with open(path, "ab") as part:
             if part.tell() > blob.size:
                 part.truncate(0)
@@ -61,9 +61,17 @@ class Door(RegistryClient):
         except RegistryError as error:
             # The digest is another one. A full disk is no fault of the bytes.
             if error.status == 400:
-                os.unlink(path)
+                self.forget(blob.digest)
             raise
-        os.unlink(path)
+        self.forget(blob.digest)
+
+    def forget(self, digest: str) -> None:
+        """What has come of a blob goes, if there is anything."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._part(digest))
+
+    def _part(self, digest: str) -> str:
+        return os.path.join(self._parts, digest.replace(":", "-"))
 
     def tidy(self, seconds: float) -> None:
         """Forget parts that nobody has added to for so long."""
@@ -115,6 +123,8 @@ class Copier:
 
     def _blob(self, source: RegistryClient, repository: str, blob: Descriptor) -> None:
         if self._door.head_blob(repository, blob.digest):
+            # A process that was killed may have handed it in, and no more.
+            self._door.forget(blob.digest)
             return
         home = self._home(blob.digest)
         if home and self._door.mount(repository, blob.digest, home):

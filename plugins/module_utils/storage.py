@@ -28,10 +28,11 @@ class StorageError(RegistryFleetError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the store that is not as distribution leaves it; ``path`` is below the rootdirectory."""
+    """Something in the store that is not as distribution leaves it; ``path`` is below the rootdirectory. unreadable: what is in it is not known."""
 
     path: str
     why: str
+    unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class Store:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._report(path, error.strerror or str(error))
+            self._report(path, error.strerror or str(error), unreadable=True)
         return directories
 
     def held(self, path: str) -> Held | None:
@@ -289,7 +290,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._report(path, error.strerror or str(error))
+            self._report(path, error.strerror or str(error), unreadable=True)
             return None
         if not stat.S_ISREG(status.st_mode):
             self._report(path, _NOT_FOLLOWED if stat.S_ISLNK(status.st_mode) else "no file")
@@ -306,10 +307,23 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._report(path, error.strerror or str(error))
+            self._report(path, error.strerror or str(error), unreadable=True)
             return None
 
-    def _report(self, path: str, why: str) -> None:
+    def old_problems(self, before: float) -> list[Problem]:
+        """Those of ``problems`` that were there then (seconds since 1970), each once: a link that is being written is empty for a moment."""
+        found: dict[Problem, None] = {}
+        for problem in self.problems:
+            try:
+                if problem.unreadable or os.lstat(os.path.join(self.root, problem.path)).st_mtime < before:
+                    found[problem] = None
+            except FileNotFoundError:
+                continue
+            except OSError:
+                found[problem] = None
+        return list(found)
+
+    def _report(self, path: str, why: str, unreadable: bool = False) -> None:
         # A name on disk need not be UTF-8, an answer must.
         shown = os.path.relpath(path, self.root).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        self.problems.append(Problem(shown, why))
+        self.problems.append(Problem(shown, why, unreadable))

@@ -241,6 +241,22 @@ def test_a_file_that_can_not_be_read_makes_no_backup(settings: Settings, registr
     assert len(repository_of(settings, SECRETS).snapshots()) == 1
 
 
+@pytest.mark.parametrize("path", [".", "repositories/svc/hidden", "repositories/svc/hidden/_manifests/tags", "blobs"])
+def test_a_directory_that_can_not_be_read_makes_no_backup(settings: Settings, registry: Registry, path: str) -> None:
+    """It would be the newest, and lack what is there."""
+    for name in ("app", "hidden"):
+        registry.push(f"svc/{name}", "1", image())
+    (registry.v2 / path).chmod(0)
+    try:
+        # Root without its privileges, which is who may read nothing that it is not allowed to.
+        process = program(RUN, settings, "setpriv", "--bounding-set", "-all")
+        said = process.communicate(timeout=120)[0].decode()
+    finally:
+        (registry.v2 / path).chmod(0o755)
+    assert process.returncode == 1 and "can't be read as a whole: " in said and "(Permission denied)" in said
+    assert not repository_of(settings, SECRETS).snapshots()
+
+
 def test_a_blob_that_was_damaged_before_keeps_nothing_else_from_coming_back(settings: Settings, registry: Registry, tmp_path: Path) -> None:
     for name in ("good", "bad"):
         registry.push("svc/app", name, image())
@@ -514,13 +530,13 @@ restore(settings_of(sys.argv[1]), secrets_of(sys.argv[2]), parse_wanted("latest"
 """
 
 
-def program(code: str, settings: Settings) -> subprocess.Popen[bytes]:
+def program(code: str, settings: Settings, *before: str) -> subprocess.Popen[bytes]:
     """What a service or a module is: a process of its own, with all that it starts."""
     given = [Path(settings.state, name) for name in ("settings", "secrets")]
     for path, values in zip(given, (settings, SECRETS)):
         path.write_text(json.dumps(asdict(values)))
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, given)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        [*before, sys.executable, "-c", code, *map(str, given)], start_new_session=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
 
