@@ -116,7 +116,9 @@ class _Upstream:
         if there is None:
             if have is None and not digest:
                 raise RegistryFleetError("the upstream has no such tag. Correct it, or take it out.")
-            self._outcome.gone[name] = have.digest if have else digest
+            # What never came may still be had by the digest that it is held at.
+            if have is not None:
+                self._outcome.gone[name] = have.digest
         if digest and there is not None and there.digest != digest:
             self._outcome.held[name] = f"{digest}, and the upstream has {there.digest}"
         digest = digest or (there.digest if there else "")

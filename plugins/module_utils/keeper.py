@@ -17,7 +17,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Sequence
+from typing import Sequence, Tuple
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import say
@@ -56,6 +56,10 @@ def keep(path: str, rule: Rule, grace: float, settle: float) -> Outcome:
         return _Run(store, rule, grace, settle).run()
 
 
+# What `Aside.take` is given.
+_Wanted = Tuple[str, str, Held, bool]
+
+
 class _Run:
     def __init__(self, store: Store, rule: Rule, grace: float, settle: float) -> None:
         self._store, self._rule, self._grace, self._settle = store, rule, grace, settle
@@ -70,26 +74,30 @@ class _Run:
         Aside(self._store).recover()
         try:
             self._tags()
-            self._garbage()
+            while self._garbage():
+                pass
         finally:
             # Nothing is aside, unless something failed.
             Aside(self._store).recover()
+            Aside(self._store).keep_ballast()
         return self._outcome
 
     def _tags(self) -> None:
         """Tags whose time has come; one that is pushed at this moment stays."""
         aside = Aside(self._store)
         names: dict[str, str] = {}
+        wanted: list[_Wanted] = []
         for repository in self._store.repositories():
             links = self._store.tag_links(repository)
             tags = [Tag(name, link.digest, link.written) for name, link in links.items()]
-            for name in sorted(expired(tags, self._rule, self._now, self._parts, self._grace)):
+            for name in sorted(expired(tags, self._rule, self._now, self._parts, self._grace, self._used_lately(repository))):
                 path = self._store.tag_path(repository, name)
                 seen = self._store.held(f"{path}/current/link")
                 # It may have been pushed since it was read.
                 if seen is not None and seen.written == links[name].written:
-                    aside.take(path, "current/link", seen, reads=False)
                     names[path] = f"{repository}:{name}"
+                    wanted.append((path, "current/link", seen, False))
+        self._take(aside, wanted)
         self._wait(aside)
         for taken in aside.taken:
             if aside.is_used(taken):
@@ -97,6 +105,13 @@ class _Run:
             else:
                 self._outcome.tags.append(names[taken.path])
         aside.forget()
+
+    def _take(self, aside: Aside, wanted: Sequence[_Wanted]) -> bool:
+        """Set aside as much as there is room to note; whether that is all."""
+        is_all = all(aside.take(*each) for each in wanted)
+        if not is_all and not aside.taken:
+            self._outcome.problems.append("The disk is full: there is no room to note what is to be removed. Make room for some kilobytes.")
+        return is_all
 
     def _parts(self, digest: str) -> set[str]:
         """The manifests that an index leads to, through indexes in it as well."""
@@ -109,8 +124,11 @@ class _Run:
             rest.extend(new)
         return found
 
-    def _garbage(self) -> None:
-        """Manifests that no tag leads to, and blobs that no manifest needs; all of it, or nothing when some of it is in use."""
+    def _garbage(self) -> bool:
+        """Manifests that no tag leads to, and blobs that no manifest needs; all of it, or nothing when some of it is in use.
+
+        On a disk that is full, as much as there is room to note; whether more can go now.
+        """
         before: dict[str, Link] = {}
         revisions: dict[str, Held] = {}
         layers: dict[str, Held] = {}
@@ -121,7 +139,7 @@ class _Run:
             before.update(links)
             own = self._needs(repository, self._kept(repository))
             if own is None:
-                return
+                return False
             needed |= own
             for path in links:
                 digest = _digest(path)
@@ -138,12 +156,12 @@ class _Run:
             # A link that can't be read may lead to any of them. One that is new leads to what is new as well.
             self._outcome.problems += [*(f"{problem.path}: {problem.why}" for problem in odd[:_SHOWN])]
             self._outcome.problems.append("Because of that no manifest and no blob is removed. Mend it, or remove what is not distribution's.")
-            return
+            return False
         aside = Aside(self._store)
-        for path, seen in (*revisions.items(), *layers.items()):
-            aside.take(path, "link", seen, reads=True)
-        for digest, held in blobs.items():
-            aside.take(os.path.dirname(self._store.blob_path(digest)), "data", held, reads=False)
+        # Links before what they lead to: wherever this ends, what is left is garbage still.
+        wanted: list[_Wanted] = [(path, "link", seen, True) for path, seen in (*revisions.items(), *layers.items())]
+        wanted += [(os.path.dirname(self._store.blob_path(digest)), "data", held, False) for digest, held in blobs.items()]
+        is_all = self._take(aside, wanted)
         if aside.taken:
             # At once as well: an image that came while all of this was set aside is whole again as soon as may be.
             self._outcome.used = self._used(aside, before)
@@ -154,9 +172,13 @@ class _Run:
             for taken in reversed(aside.taken):
                 aside.put_back(taken)
         else:
-            self._outcome.manifests, self._outcome.blobs = len(revisions), len(blobs)
-            self._outcome.bytes = sum(held.bytes for held in blobs.values())
+            went = [taken for taken in aside.taken if taken.file == "data"]
+            self._outcome.manifests += sum(1 for taken in aside.taken if taken.path in revisions)
+            self._outcome.blobs += len(went)
+            self._outcome.bytes += sum(taken.seen.bytes for taken in went)
+        more = not is_all and bool(aside.taken) and not self._outcome.used
         aside.forget()
+        return more
 
     def _used(self, aside: Aside, before: dict[str, Link]) -> str:
         """What somebody has used of it since it was found, below the store; an empty string, if nobody has."""
@@ -191,15 +213,16 @@ class _Run:
 
     def _kept(self, repository: str) -> set[str]:
         """The manifests that tags lead to, and those that were pushed or pulled within the grace, with what they lead to."""
-        revisions = self._store.revision_links(repository)
-        kept = {link.digest for link in self._store.tag_links(repository).values()}
-        for digest, link in revisions.items():
-            if self._now - max(link.written, link.read) < self._grace:
-                kept.add(digest)
+        kept = {link.digest for link in self._store.tag_links(repository).values()} | self._used_lately(repository)
         for digest in list(kept):
             kept.update(self._parts(digest))
         # A tag that names what is not there, or an index without all of its platforms, keeps nothing else from going.
-        return kept & set(revisions)
+        return kept & set(self._store.revision_links(repository))
+
+    def _used_lately(self, repository: str) -> set[str]:
+        """The manifests that were pushed or pulled within the grace, by a tag or by digest."""
+        links = self._store.revision_links(repository)
+        return {digest for digest, link in links.items() if self._now - max(link.written, link.read) < self._grace}
 
     def _is_new(self, seen: Held) -> bool:
         return self._now - max(seen.written, seen.read) < self._grace

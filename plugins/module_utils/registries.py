@@ -292,7 +292,9 @@ class _Reader:
                 self._problems.append(f"{key}: the scope {scope_name} does not take it ({takers} does). Take it out, or write another scope.")
         target = self._get("backup_target", _target, "")
         key_text = self._get("signing_key", _public_key, "")
-        if scope.guarded and self._item.get("backup_target") is None:
+        if scope.guarded and driver != "filesystem" and target:
+            self._problems.append(f"backup_target: is not for images in {driver}. Turn on the versions of its objects there, and take this out.")
+        if scope.guarded and driver == "filesystem" and self._item.get("backup_target") is None:
             self._problems.append("backup_target: is missing. Nothing is in prod without a backup: write where it goes, a directory or s3:https://host/bucket.")
         if scope.guarded and self._item.get("signing_key") is None:
             self._problems.append("signing_key: is missing. What comes into prod is signed: write the public key (PEM text, as cosign.pub has it).")

@@ -367,11 +367,17 @@ class _Run:
             )
         snapshots = self._restic.snapshots()
         mine = {f"{self._settings.host}/{self._settings.name}", *state.heritage}
-        strangers = sorted({each.owner for each in snapshots} - mine)
+        owners = {each.owner for each in snapshots}
+        strangers = sorted(owners - mine)
         if strangers:
             raise RegistryFleetError(
                 f"{target} has the backups of {', '.join(strangers)} (host/registry), so {self._settings.name} of {self._settings.host} has no place there. "
                 "Write another backup_target; or if it takes their place, restore it (restore.yml), or write -e backup_take_over=true (backup.yml)."
+            )
+        if owners and not state.repository:
+            raise RegistryFleetError(
+                f"{target} has backups of {', '.join(sorted(owners))} (host/registry), and {self._settings.name} of {self._settings.host} knows none. Is this "
+                "host a new one, or its disk? Bring back what they hold (restore.yml), or write -e backup_take_over=true (backup.yml) to go on with them."
             )
         state.repository = identity
         state.keep(self._settings.state)
@@ -383,6 +389,7 @@ class _Run:
         collector = Collector(store)
         wanted: set[str] = set()
         blobs: set[str] = set()
+        gone: list[str] = []
         for repository in store.repositories():
             found = collector.collect(repository)
             self.record.problems += found.problems
@@ -391,6 +398,7 @@ class _Run:
             path = os.path.join(self._links, repository, LIST)
             text = "".join(f"{line}\n" for line in found.lines)
             if _content(path) != text:
+                gone += _lost(repository, path, found.lines)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 replace(path, text)
             wanted.add(path)
@@ -400,10 +408,18 @@ class _Run:
         self.record.blobs = len(blobs)
         for directory, _directories, names in os.walk(self._links, topdown=False):
             for name in names:
-                if os.path.join(directory, name) not in wanted:
-                    os.unlink(os.path.join(directory, name))
+                path = os.path.join(directory, name)
+                if path not in wanted:
+                    gone += _lost(os.path.relpath(directory, self._links), path, ())
+                    os.unlink(path)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+        # Nobody but a hand or a disk deletes what is backed up.
+        self.record.problems += [
+            f"{image} was in the backup before, and is not there as a whole any more: restore.yml brings it back" for image in gone[:_SHOWN]
+        ]
+        if len(gone) > _SHOWN:
+            self.record.problems.append(f"and {len(gone) - _SHOWN} more are not there any more")
         return bool(wanted)
 
     def _tidy(self) -> None:
@@ -420,6 +436,15 @@ class _Run:
             self.record.snapshots = len(self._restic.snapshots())
         except ResticError as error:
             self.record.problems.append(str(error))
+
+
+def _lost(repository: str, path: str, lines: Sequence[Line]) -> list[str]:
+    """The tags that the list at ``path`` has, and these lines have not."""
+    tags = {line.tag for line in lines}
+    # A power cut may have left anything of it.
+    with contextlib.suppress(RegistryFleetError, UnicodeDecodeError):
+        return [f"{repository}:{line.tag}" for line in map(parse_line, (_content(path) or "").splitlines()) if line.tag and line.tag not in tags]
+    return []
 
 
 def take_over(settings: Settings, secrets: Secrets) -> list[str]:

@@ -154,7 +154,9 @@ def restore(
     snapshot = choose(snapshots, wanted.snapshot, restic.repository)
     lists = dict(_lists(restic, snapshot))
     chosen = _choose_lines(lists, wanted, snapshot)
-    store = Store(settings.storage)
+    # A share may let nobody in but its owner.
+    with as_owner(os.path.realpath(settings.storage)) if os.path.isdir(settings.storage) else contextlib.nullcontext():
+        store = Store(settings.storage)
     outcome = Outcome(snapshot.id[:8], utc(snapshot.at), snapshot.owner, len(chosen), sum(1 for lines in chosen.values() for line in lines if line.tag))
     with contextlib.ExitStack() as stack:
         with as_owner(store.root):

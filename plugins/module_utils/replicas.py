@@ -77,8 +77,8 @@ def _problem(name: str, primary: object, havers: Mapping[str, Mapping[str, Any]]
     if len(scopes) > 1:
         return f"{name}: its hosts do not agree on the scope ({', '.join(sorted(scopes))}). A replica has the scope of its primary."
     rules = SCOPES.get(scopes.pop())
-    if rules is not None and len(havers) > 1 and (rules.days or rules.newest or rules.deletes):
-        return f"{name}: images go from a registry of its scope, and a replica keeps all it has seen. Only prod has replicas."
+    if rules is not None and len(havers) > 1 and not rules.guarded:
+        return f"{name}: only a registry of the scope prod has replicas: a replica keeps all it has seen, and takes what somebody has logged in to write."
     ports = {str(each.get("port")) for each in havers.values()}
     if len(ports) > 1:
         return f"{name}: its hosts have it at different ports ({', '.join(sorted(ports))}). One name for all takes one port."

@@ -35,7 +35,7 @@ _REMEDIES = {
     r"Access ?Denied|access key id you provided|request signature we calculated|403 Forbidden":
         "Check registry_backup_s3_access_key and registry_backup_s3_secret_key.",
     r"no space left on device|XMinioStorageFull": "Make room there, or keep fewer backups (registry_backup_keep).",
-    r"permission denied": "It must belong to the user of the backup, to whom the role registry gives it: run site.yml.",
+    r"permission denied": "It must belong to the user of the backup, mirrorfleet-registry-backup; site.yml gives a backup_target to it.",
     r"already locked": "Somebody else works with it; if nobody does, `restic unlock` removes a lock half an hour after it was made.",
     r"x509|certificate": "Write the authority of its certificate into registry_backup_ca_certificate.",
 }

@@ -38,11 +38,14 @@ def subject(tag: str) -> str:
     return found[1].replace("-", ":", 1) if found else ""
 
 
-def expired(tags: Iterable[Tag], rule: Rule, now: float, parts: Callable[[str], Collection[str]], grace: float) -> set[str]:
+def expired(
+    tags: Iterable[Tag], rule: Rule, now: float, parts: Callable[[str], Collection[str]], grace: float, used: Collection[str] = (),
+) -> set[str]:
     """The names of the tags that go.
 
     An image goes with all of its tags, and is counted once however many it has. A companion is no image: it goes with what it is about,
-    but not within `grace` seconds of being pushed. parts: the manifests that an index leads to.
+    which may be a companion as well, but not within `grace` seconds of being pushed. parts: the manifests that an index leads to; used: manifests
+    that stay for now, whatever becomes of their tags.
     """
     images: dict[str, float] = {}
     companions = []
@@ -55,6 +58,10 @@ def expired(tags: Iterable[Tag], rule: Rule, now: float, parts: Callable[[str], 
     newest_first = sorted(images, key=lambda digest: (-images[digest], digest))
     kept = set(newest_first[:rule.newest])
     kept.update(digest for digest, pushed in images.items() if now - pushed < rule.days * _DAY)
-    about = kept.union(*(parts(digest) for digest in kept))
+    about: set[str] = set()
+    new = kept.union(used)
+    while new:
+        about |= new.union(*(parts(digest) for digest in new))
+        new = {tag.digest for tag in companions if subject(tag.name) in about} - about
     gone = {tag.name for tag in all_tags if not subject(tag.name) and tag.digest not in kept}
     return gone | {tag.name for tag in companions if subject(tag.name) not in about and now - tag.pushed >= grace}

@@ -10,6 +10,7 @@ aside, waiting, and looking at the times is therefore enough to remove something
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state i
 _ASIDE = "aside"
 # A symbolic link beside what is aside holds where it was, below the store's directory.
 _ORIGIN = ".was"
+# On a disk that is full there is not even room for such links. This file gives its own, which is enough for a thousand.
+_BALLAST = "ballast"
+_BALLAST_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Aside:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._root = os.path.join(store.root, DIRECTORY, _ASIDE)
+        self._ballast = os.path.join(store.root, DIRECTORY, _BALLAST)
         self.taken: list[Taken] = []
 
     def recover(self) -> int:
@@ -52,8 +57,33 @@ class Aside:
         shutil.rmtree(self._root, ignore_errors=True)
         return found
 
-    def take(self, path: str, file: str, seen: Held, reads: bool) -> None:
-        """Set a directory aside. One that has gone meanwhile needs nothing more."""
+    def keep_ballast(self) -> None:
+        """Take the room that a run needs on a full disk, while there is plenty."""
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self._store.root)
+            if os.path.lexists(self._ballast) or disk.f_bavail * disk.f_frsize < 10 * _BALLAST_BYTES:
+                return
+            descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _BALLAST_BYTES)
+            finally:
+                os.close(descriptor)
+
+    def take(self, path: str, file: str, seen: Held, reads: bool) -> bool:
+        """Set a directory aside; False where the disk has no room to note where it belongs. One that has gone meanwhile needs nothing more."""
+        try:
+            self._take(path, file, seen, reads)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageError(f"{path} can't be set aside: {error.strerror}.") from None
+            try:
+                os.unlink(self._ballast)
+            except OSError:
+                return False
+            return self.take(path, file, seen, reads)
+        return True
+
+    def _take(self, path: str, file: str, seen: Held, reads: bool) -> None:
         aside = os.path.join(self._root, str(len(self.taken)))
         try:
             os.makedirs(self._root, exist_ok=True)
@@ -64,8 +94,6 @@ class Aside:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{aside}{_ORIGIN}")
             return
-        except OSError as error:
-            raise StorageError(f"{path} can't be set aside: {error.strerror}.") from None
         self.taken.append(Taken(path, aside, file, seen, reads))
 
     def is_used(self, taken: Taken) -> bool:

@@ -67,8 +67,8 @@ class Lock:
         while not self._is_free():
             if time.monotonic() >= end:
                 raise LockedError(
-                    f"{self._root}: {_holder(self._root)} changes this store. Try again when it is done, or wait longer: "
-                    f"lock_timeout is {timeout:g} seconds."
+                    f"{self._root}: {_holder(self._root)} changes this store, and has not been done within {timeout:g} seconds. Try again when it is, or "
+                    "wait longer where there is a lock_timeout."
                 )
             time.sleep(_WAIT_SECONDS)
         self._since = time.monotonic()

@@ -393,7 +393,7 @@ def test_each_instance_may_write_to_its_own_storage_only(filled: Registries) -> 
 ])
 def test_object_storage_is_passed_on_and_stays_secret(render: Render, storage: dict[str, Any]) -> None:
     wanted = variables(Path("/base"), {"prod": 5012})
-    wanted["registry_here"][0]["storage"] = storage
+    wanted["registry_here"][0] |= {"storage": storage, "backup_target": None}
     (files,) = render("registry", wanted)
     for door in ("read", "write"):
         file, = (each for each in files if each["path"].endswith(f"prod-{door}.yml"))
@@ -444,7 +444,7 @@ def in_buckets(render: Render, object_storage: ObjectStorage) -> Iterator[InBuck
         }
         wanted["registry_here"] = [
             {
-                **prod, "name": name, "port": port, "backup_target": f"/srv/backup/{name}",
+                **prod, "name": name, "port": port, "backup_target": None,
                 "storage": {"s3": {**right, "rootdirectory": f"/of/{name}", **(BROKEN[name][0] if name in BROKEN else {})}},
             }
             for name, port in ports.items()

@@ -70,7 +70,7 @@ def test_secrets_are_in_one_file(render: Render, tmp_path: Path) -> None:
 def test_without_prod_there_is_none(render: Render, tmp_path: Path) -> None:
     """Nor for images that are in object storage, which keeps them by itself."""
     in_s3 = wanted(tmp_path, tmp_path, "/srv/backup")
-    in_s3["registry_here"][1]["storage"] = {"s3": {"bucket": "b", "region": "r"}}
+    in_s3["registry_here"][1] |= {"storage": {"s3": {"bucket": "b", "region": "r"}}, "backup_target": None}
     found = render("registry", variables(tmp_path, {"sandbox": 5010}), in_s3, template="backup_files.yml.j2")
     assert found == [[], []]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -212,10 +213,10 @@ def before_it_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], o
         left = [happens]
         take = Aside.take
 
-        def taken(*arguments: Any, **named: Any) -> None:
+        def taken(*arguments: Any, **named: Any) -> bool:
             while left:
                 left.pop()()
-            take(*arguments, **named)
+            return take(*arguments, **named)
 
         monkeypatch.setattr(Aside, "take", taken)
 
@@ -405,6 +406,47 @@ def test_what_a_link_that_can_not_be_read_leads_to_stays(registry: Registry, how
     tag.parent.parent.parent.chmod(0o755)
     tag.write_text(link)
     assert can_pull(registry, "svc/app", "1", one)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system like those of hosts, of 64 MiB: where a link takes a block, which root's own are not kept from."""
+    image_file, place = tmp_path / "disk.img", tmp_path / "disk"
+    place.mkdir()
+    with open(image_file, "wb") as file:
+        file.truncate(64 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image_file)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image_file), str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_it_makes_room_on_a_disk_that_is_full(small_disk: Path, start_registry: StartRegistry) -> None:
+    store = small_disk / "store"
+    plain = start_registry(storage={"filesystem": {"rootdirectory": str(store)}})
+    registry = Registry(plain.port, plain.debug_port, store, "http", {"Accept": ", ".join(MEDIA_TYPES)})
+    for number in range(20):
+        registry.push("svc/app", str(number), image(f"layer {number}"))
+    # The run before.
+    assert run(registry, newest=20) == keeper.Outcome()
+    age(registry, 10)
+
+    def fill(name: str) -> None:
+        with open(small_disk / name, "wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+                file.flush()
+
+    fill("full")
+    outcome = run(registry, newest=5)
+    assert (len(outcome.tags), outcome.manifests, outcome.problems) == (15, 15, []) and outcome.blobs >= 30
+    assert all(can_pull(registry, "svc/app", str(number), image(f"layer {number}")) for number in range(15, 20))
+    # Without what the run before has put by, it says what to do.
+    (store / ".mirrorfleet/ballast").unlink(missing_ok=True)
+    age(registry, 10)
+    fill("fuller")
+    outcome = run(registry, newest=1)
+    assert outcome.tags == [] and "no room to note" in outcome.problems[0]
 
 
 def test_it_reads_what_the_role_writes(

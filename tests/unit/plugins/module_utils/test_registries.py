@@ -29,6 +29,7 @@ USERS = ({"name": "builder", "role": "ci", "hash": HASH}, {"name": "promoter", "
 PLAY = {"name": "play", "scope": "sandbox", "port": 5010}
 SNAPSHOTS = {"name": "snapshots", "scope": "ci_snapshots", "port": 5011}
 PROD = {"name": "prod", "scope": "prod", "port": 5012, "backup_target": "/mnt/backup", "signing_key": KEY}
+IN_S3 = {**PROD, "backup_target": None}
 S3 = {"bucket": "images", "region": "eu-central-1", "accesskey": "AKIA", "secretkey": "wander3r"}
 
 
@@ -47,26 +48,26 @@ def test_a_scope_brings_its_rules() -> None:
 
 
 def test_object_storage_is_passed_through() -> None:
-    (prod,) = normalise([{**PROD, "storage": {"s3": S3}}], USERS)
+    (prod,) = normalise([{**IN_S3, "storage": {"s3": S3}}], USERS)
     assert (prod["driver"], prod["directory"], prod["parameters"]) == ("s3", "", S3)
 
 
 def test_what_is_no_amazon_is_asked_by_path() -> None:
     """As 2.8 does by itself, and 3.x does not."""
     minio = {**S3, "regionendpoint": "http://minio:9000"}
-    (prod,) = normalise([{**PROD, "storage": {"s3": minio}}], USERS)
+    (prod,) = normalise([{**IN_S3, "storage": {"s3": minio}}], USERS)
     assert prod["parameters"] == {**minio, "forcepathstyle": True}
-    (prod,) = normalise([{**PROD, "storage": {"s3": {**minio, "forcepathstyle": False}}}], USERS)
+    (prod,) = normalise([{**IN_S3, "storage": {"s3": {**minio, "forcepathstyle": False}}}], USERS)
     assert prod["parameters"]["forcepathstyle"] is False
 
 
 def test_what_debian_has_not_built_in_is_refused() -> None:
-    gcs, _problems = read([{**PROD, "storage": {"gcs": {"bucket": "images"}}}])
+    gcs, _problems = read([{**IN_S3, "storage": {"gcs": {"bucket": "images"}}}])
     assert driver_problems(gcs, "package") == [
         "registry_here: registry 'prod': storage: gcs: Debian's distribution is built without it. Write registry_runtime: container."
     ]
     assert not driver_problems(gcs, "container")
-    assert not driver_problems([*read([PROD])[0], *read([{**PROD, "storage": {"s3": S3}}])[0]], "package")
+    assert not driver_problems([*read([PROD])[0], *read([{**IN_S3, "storage": {"s3": S3}}])[0]], "package")
 
 
 def test_backups_mix_with_nothing() -> None:
@@ -97,8 +98,8 @@ def test_registries_of_two_hosts_do_not_back_up_to_one_bucket() -> None:
 
 
 def test_registries_of_two_hosts_do_not_share_a_bucket() -> None:
-    one, other = (read([{**PROD, "name": name, "storage": {"s3": {**S3, "rootdirectory": root}}}])[0] for name, root in (("prod", "/a"), ("copy", "/a/b")))
-    apart = read([{**PROD, "storage": {"s3": {**S3, "rootdirectory": "/c"}}}])[0]
+    one, other = (read([{**IN_S3, "name": name, "storage": {"s3": {**S3, "rootdirectory": root}}}])[0] for name, root in (("prod", "/a"), ("copy", "/a/b")))
+    apart = read([{**IN_S3, "storage": {"s3": {**S3, "rootdirectory": "/c"}}}])[0]
     local = read([PROD])[0]
     assert host_clashes({"r1": one, "r2": other, "r3": apart, "r4": local, "r5": local}) == [
         "registry_here: the registries 'prod' of r1 and 'copy' of r2 share storage (s3 images/a and /a/b). Give each its own."
@@ -129,6 +130,7 @@ def test_registries_of_two_hosts_do_not_share_a_bucket() -> None:
     ({**PLAY, "storage": "/srv"}, "storage: '/srv': write an absolute path of at least two parts"),
     ({**PLAY, "storage": "/srv/a b"}, "write an absolute path"),
     ({**PLAY, "storage": {"s3": S3}}, "storage: s3: what the scope sandbox keeps is told by the times of files."),
+    ({**PROD, "storage": {"s3": S3}}, "backup_target: is not for images in s3. Turn on the versions of its objects there, and take this out."),
     ({**PROD, "storage": {"swift": {}}}, "storage: 'swift': is no storage. Write a directory, or one of s3, azure and gcs."),
     ({**PROD, "storage": {"s3": {**S3, "buckets": "a"}}}, "storage: s3: buckets: is no parameter of it. Write bucket."),
     ({**PROD, "storage": {"s3": {"bucket": "images"}}}, "storage: s3: region: missing."),
@@ -166,12 +168,12 @@ def test_registries_do_not_overlap(second: dict[str, Any], problem: str) -> None
     ({"regionendpoint": "http://minio:9000"}, False),
 ])
 def test_two_registries_in_one_bucket_overlap(second: dict[str, Any], overlaps: bool) -> None:
-    other = {**PROD, "name": "other", "port": 5020, "backup_target": "/mnt/other", "storage": {"s3": {**S3, **second}}}
-    found = problems({**PROD, "storage": {"s3": S3}}, other)
+    other = {**IN_S3, "name": "other", "port": 5020, "storage": {"s3": {**S3, **second}}}
+    found = problems({**IN_S3, "storage": {"s3": S3}}, other)
     assert [each for each in found if "share storage" in each] == found and bool(found) == overlaps
     apart = [{**S3, "rootdirectory": "/one"}, {**S3, "rootdirectory": "/two"}]
     assert not problems(*(
-        {**PROD, "name": f"r{number}", "port": 5020 + number, "backup_target": f"/mnt/r{number}", "storage": {"s3": each}} for number, each in enumerate(apart)
+        {**IN_S3, "name": f"r{number}", "port": 5020 + number, "storage": {"s3": each}} for number, each in enumerate(apart)
     ))
 
 

@@ -277,6 +277,7 @@ def test_a_blob_that_was_damaged_before_keeps_nothing_else_from_coming_back(sett
     (SECRETS, {"target": "s3:http://127.0.0.1:9/bucket"}, "The backup's target s3:http://127.0.0.1:9/bucket can't be reached: Connection refused."),
     (SECRETS, {"host": "registry2"}, "has the backups of registry1/prod (host/registry), so prod of registry2 has no place there."),
     (SECRETS, {"name": "other"}, "has the backups of registry1/prod (host/registry), so other of registry1 has no place there."),
+    (SECRETS, {}, "has backups of registry1/prod (host/registry), and prod of registry1 knows none. Is this host a new one, or its disk?"),
     (SECRETS, {"storage": "/nowhere/at/all"}, "There is no directory /nowhere/at/all."),
 ])
 def test_a_backup_that_can_not_be(settings: Settings, registry: Registry, secrets: Secrets, change: dict[str, Any], said: str) -> None:

@@ -44,7 +44,7 @@ def test_a_registry_of_one_host_has_no_replicas() -> None:
     ({"test": "a"}, "registry_primaries: 'test': no host has such a registry in its registry_here. Take it out."),
     ({"prod": "c"}, "registry_primaries: prod: 'c': has no registry prod in its registry_here. Write one of a, b."),
     ({"prod": None}, "registry_primaries: prod: empty: has no registry prod"),
-    ({"play": "a"}, "registry_primaries: play: images go from a registry of its scope, and a replica keeps all it has seen. Only prod has replicas."),
+    ({"play": "a"}, "registry_primaries: play: only a registry of the scope prod has replicas: a replica keeps all it has seen"),
 ])
 def test_what_can_not_be_meant_is_refused(primaries: Any, problem: str) -> None:
     with pytest.raises(RegistryFleetError) as found:

@@ -58,6 +58,18 @@ def test_a_signature_goes_with_its_image_and_is_none_itself() -> None:
     assert gone([*tags, tag(signature(F), E, 0.5)], Rule(1, 0)) == {"1", signature(A)}
 
 
+def test_what_is_about_a_companion_stays_with_it() -> None:
+    """The signature of an image's list of contents; and that of an image that is pulled by its digest."""
+    sbom, others = "sha256:" + "5b" * 32, "sha256:" + "07" * 32
+    tags = [
+        Tag("1", A, NOW - 5 * DAY), Tag(A.replace(":", "-") + ".sbom", sbom, NOW - 5 * DAY), Tag(signature(sbom), others, NOW - 5 * DAY),
+        Tag(signature(others), sbom, NOW - 5 * DAY), Tag(signature("sha256:" + "99" * 32), sbom, NOW - 5 * DAY),
+    ]
+    assert gone(tags, Rule(20, 0)) == {signature("sha256:" + "99" * 32)}
+    assert expired(tags, Rule(0, 1), NOW, lambda _digest: (), 0) == {each.name for each in tags}
+    assert expired(tags, Rule(0, 1), NOW, lambda _digest: (), 0, used={A}) == {"1", signature("sha256:" + "99" * 32)}
+
+
 @pytest.mark.parametrize("name", ["sha256-abc.sig", "sha256", "1", A.replace(":", "-") + ".SIG", "x" + signature(A)])
 def test_only_a_whole_digest_makes_a_companion(name: str) -> None:
     assert subject(name) == ""
