@@ -515,7 +515,7 @@ def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, more: dict[str
         "vars_files": [*(str(ROLES / "registry" / name / "main.yml") for name in ("defaults", "vars")), "values.json"],
         "tasks": [{"ansible.builtin.import_tasks": str(ROLES / "registry/tasks/check.yml")}],
     }]))
-    (tmp_path / "values.json").write_text(json.dumps({**variables(tmp_path, {"prod": 5012}), **more}))
+    (tmp_path / "values.json").write_text(json.dumps({**variables(Path("/srv"), {"prod": 5012}), **more}))
     done = ansible("ansible-playbook", "--inventory", "localhost,", "--connection", "local", "play.yml", directory=tmp_path)
     assert (done.returncode != 0) is bool(message), done.stdout
     assert message in " ".join(done.stdout.split()), done.stdout

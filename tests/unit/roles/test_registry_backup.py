@@ -102,6 +102,8 @@ def test_systemd_takes_the_units(render: Render, tmp_path: Path) -> None:
     ({"target": "s3:https://s3/b"}, "registry_backup_s3_access_key: is missing, and backups go to s3:https://s3/b."),
     ({"target": "s3:https://s3/b", "registry_backup_s3_access_key": "AKIA"}, "registry_backup_s3_secret_key: is missing"),
     ({"target": "/srv/prod/backup"}, "backup_target: /srv/prod/backup: is, or is within, or holds the storage of 'prod'"),
+    ({"target": "/home/backup"}, "registry_here: /home/backup: is below /home, /root, /run or a directory for temporary files, which services don't see."),
+    ({"registry_metrics": "/srv/metrics"}, "registry_backup_metrics: /srv/metrics: is the directory of other figures, too"),
     ({}, ""),
 ])
 def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
@@ -110,7 +112,7 @@ def test_values_that_can_not_be_meant_are_refused(tmp_path: Path, more: dict[str
         "vars_files": [*(str(ROLES / "registry" / name / "main.yml") for name in ("defaults", "vars")), "values.json"],
         "tasks": [{"ansible.builtin.import_tasks": str(ROLES / "registry/tasks/check.yml")}],
     }]))
-    (tmp_path / "values.json").write_text(json.dumps({**wanted(tmp_path, Path("/srv/prod"), more.get("target", "/srv/backup")), **more}))
+    (tmp_path / "values.json").write_text(json.dumps({**wanted(Path("/srv"), Path("/srv/prod"), more.get("target", "/srv/backup")), **more}))
     done = ansible("ansible-playbook", "--inventory", "localhost,", "--connection", "local", "play.yml", directory=tmp_path)
     assert (done.returncode != 0) is bool(message), done.stdout
     assert message in " ".join(done.stdout.split()).replace('\\"', '"'), done.stdout
