@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +80,36 @@ def settings_for(tmp_path: Path, storage: Path, host: str = "registry1", **more:
         "name": "prod", "host": host, "storage": str(storage), "target": str(tmp_path / "target"), "keep": KEEP, "check_parts": 3,
         "state": str(own / "state"), "cache": str(own / "cache"), "metrics": str(own / "metrics"), **more,
     })
+
+
+def sealed(password: str, key: dict[str, Any], nonce: bytes, content: bytes) -> tuple[bytes, bytes]:
+    """The content of a key file of restic, or what it says, and its seal: AES-256-CTR and Poly1305-AES (restic's design.rst, "Keys")."""
+    derived = hashlib.scrypt(password.encode(), salt=base64.b64decode(key["salt"]), n=key["N"], r=key["r"], p=key["p"], dklen=64, maxmem=2**28)
+    turned = Cipher(algorithms.AES(derived[:32]), modes.CTR(nonce)).encryptor().update(content)
+    once = Cipher(algorithms.AES(derived[32:48]), modes.ECB()).encryptor().update(nonce)
+    return turned, Poly1305.generate_tag(derived[48:] + once, turned)
+
+
+@pytest.fixture(autouse=True)
+def cheap_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repositories on the disk are opened at a small cost: else each of the hundreds of commands here takes a core for half a second."""
+    init = Restic.init
+
+    def cheap(self: Restic) -> None:
+        init(self)
+        if not self.repository.startswith("s3:"):
+            path, = Path(self.repository, "keys").iterdir()
+            key = json.loads(path.read_text())
+            data = base64.b64decode(key["data"])
+            nonce = data[:16]
+            master = sealed(self.secrets.password, key, nonce, data[16:-16])[0]
+            key |= {"N": 1024, "r": 1, "p": 1}
+            key["data"] = base64.b64encode(nonce + b"".join(sealed(self.secrets.password, key, nonce, master))).decode()
+            text = json.dumps(key)
+            path.with_name(hashlib.sha256(text.encode()).hexdigest()).write_text(text)
+            path.unlink()
+
+    monkeypatch.setattr(Restic, "init", cheap)
 
 
 @pytest.fixture
@@ -542,6 +575,17 @@ def program(code: str, settings: Settings, *before: str) -> subprocess.Popen[byt
     )
 
 
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has started; what is dead is gone when this returns, as it is for whom systemd starts next: restic asks for who has a lock."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=120)
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+
+
 def killed(code: str, settings: Settings, points: int) -> Iterator[bool]:
     """Run it to its end to know how long it takes; then again and again, killed at as many points; whether it was before its end."""
     began = time.monotonic()
@@ -554,9 +598,7 @@ def killed(code: str, settings: Settings, points: int) -> Iterator[bool]:
         process = program(code, settings)
         time.sleep(seconds * (point + 0.5) / points)
         was_running = process.poll() is None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=120)
+        kill(process)
         yield was_running
 
 
@@ -564,6 +606,7 @@ def test_a_backup_that_is_killed_anywhere(settings: Settings, registry: Registry
     """The next one is whole, and so are those before; nobody has to remove a lock."""
     few = replace(settings, keep={"last": 3}, check_parts=1)
     registry.push("svc/app", "0", image(500_000))
+    done(few)
     hits = 0
     for turn, hit in enumerate(killed(RUN, few, 12)):
         hits += hit
@@ -596,9 +639,7 @@ def test_a_restore_that_is_killed_anywhere(settings: Settings, registry: Registr
         process = program(BRING_BACK, other)
         while process.poll() is None and sum(len(names) for _path, _names, names in os.walk(tmp_path / "other/docker")) < wanted:
             time.sleep(0.001)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=120)
+        kill(process)
         check_whole(tmp_path / "other")
         reached.append(len(files(tmp_path / "other")))
     assert sum(0 < number < len(all_files) for number in reached) >= 2, reached
