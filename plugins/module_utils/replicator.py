@@ -149,7 +149,7 @@ class Replicator:
                 body = answer.read(_MAX_BODY)
             said = json.loads(body)
             if answer.status == 200 and said["registry"] == self.settings.registry and said["host"] == host:
-                return {**said, "epoch": int(said["epoch"])}
+                return {**said, "role": str(said["role"]), "primary": str(said["primary"]), "epoch": int(said["epoch"])}
         except (RegistryFleetError, ValueError, KeyError, TypeError, RecursionError):
             pass
         return None
@@ -438,6 +438,15 @@ class Watch(Replicator):
             return (
                 f"{ahead['primary']} is the primary of the registry {registry} since epoch {ahead['epoch']}, and this host knows of epoch "
                 f"{state['epoch']} only. It takes nothing more. Write registry_primaries: {{{registry}: {ahead['primary']}}} and run site.yml"
+            )
+        rival = next((each for each in answers.items() if each[1]["epoch"] == state["epoch"] and each[1]["primary"] != self.settings.here), None)
+        if rival is not None:
+            with suppress(OSError):
+                os.unlink(self.settings.confirmed)
+            return (
+                f"{rival[0]} says that {rival[1]['primary']} is the primary of the registry {registry} in epoch {state['epoch']}, in which this host is it, too. "
+                f"Neither takes anything. Decide for one, and run failover.yml -e registry={registry} -e to=<host> -e unannounced=true: what the "
+                "other has alone is brought to it"
             )
         if not self._is_ready and not answers and not self._is_confirmed():
             return (

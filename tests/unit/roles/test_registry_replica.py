@@ -352,12 +352,48 @@ def test_a_primary_that_returns_is_followed_by_nobody_and_takes_nothing(a: Host,
     a.start("read", "fill", "front", "replicator")
     until(lambda: a.said().get("epoch"))
     assert a.said()["role"] == "unsure"
-    # When it does not start, but hears of it.
-    (a.base / "states/prod.json").write_text(json.dumps({"role": "primary", "primary": "registry-a", "epoch": 2}))
-    until(lambda: a.said().get("role") == "primary")
-    a.tell("primary", "registry-a", 1)
-    assert a.processes["replicator"].wait(10) == 1
     assert "registry-b is the primary of the registry prod since epoch 2, and this host knows of epoch 1 only" in a.log("replicator")
+    # When it began without having heard of it.
+    b.stop("replicator")
+    (a.base / "run/prod-confirmed").touch()
+    until(lambda: a.said().get("role") == "primary")
+    b.start("replicator")
+    assert a.processes["replicator"].wait(10) == 1
+    until(lambda: b.said()["role"] == "primary")
+
+
+def test_two_primaries_of_the_same_epoch_both_take_nothing(a: Host, b: Host, files: Files) -> None:
+    """The WAN was cut, and in each data center somebody has made its own host the primary; then the WAN is whole again."""
+    path = a.base / "etc-replica/prod.json"
+    kept = path.read_text()
+    a.stop("replicator")
+    b.stop()
+    path.write_text(json.dumps({**json.loads(kept), "urls": {"registry-b": f"http://127.0.0.1:{free_port()}"}}))
+    a.tell("primary", "registry-a", 2)
+    a.start("replicator")
+    until(lambda: a.said().get("role") == "primary")
+    b.write(files["registry-b", "registry-b"], "primary", "registry-b", 2)
+    (b.base / "run/prod-confirmed").touch()
+    b.start()
+    why = "in epoch 2, in which this host is it, too. Neither takes anything. Decide for one, and run failover.yml -e registry=prod"
+    until(lambda: f"registry-a says that registry-a is the primary of the registry prod {why}" in b.log("replicator"))
+    assert b.said()["role"] == "unsure"
+    a.stop("replicator")
+    until(lambda: b.said()["problem"].startswith("none of registry-a answers"))
+    # Now b has begun, and hears of a later.
+    (b.base / "run/prod-confirmed").touch()
+    until(lambda: b.said()["role"] == "primary")
+    path.write_text(kept)
+    a.start("replicator")
+    assert b.processes["replicator"].wait(10) == 1
+    b.start("replicator")
+    time.sleep(5)
+    assert (a.said()["role"], b.said()["role"]) == ("unsure", "unsure")
+    assert f"registry-b says that registry-b is the primary of the registry prod {why}" in a.log("replicator")
+    # What failover.yml does.
+    b.tell("primary", "registry-b", 3)
+    until(lambda: b.said()["role"] == "primary")
+    assert a.said()["role"] == "unsure"
 
 
 def test_a_replica_follows_no_earlier_epoch(a: Host, b: Host) -> None:
@@ -384,7 +420,7 @@ def test_two_replicas_that_take_each_other_for_the_primary_make_no_circle(a: Hos
     until(lambda: "says that it is a replica" in a.said()["problem"] and "says that it is a replica" in b.said()["problem"])
     until(lambda: b.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)[0] == 405)
     assert a.request("GET", "/v2/svc/none/manifests/1")[0] == 404
-    assert len(a.doors_of("/v2/svc/none/manifests/1") + b.doors_of("/v2/svc/none/manifests/1")) == 2
+    until(lambda: len(a.doors_of("/v2/svc/none/manifests/1") + b.doors_of("/v2/svc/none/manifests/1")) == 2)
 
 
 def test_the_replicator_is_killed_at_many_points(a: Host, b: Host) -> None:
