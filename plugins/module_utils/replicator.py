@@ -37,6 +37,10 @@ HEADER = "X-Mirrorfleet-Replica"
 STATUS = "status.json"
 _MAX_BODY = 16 * 1024 * 1024
 _LONGEST_PAUSE = 60.0
+# What comes with a wrong digest comes whole, and in vain, until somebody pushes it again: then an event tells.
+_LONGEST_PAUSE_OF_WRONG = 3600.0
+# After so many images that did not come it is time to look at the primary again.
+_MOST_FAILURES = 10
 # After this a part of a blob is nobody's.
 _PART_SECONDS = 7 * 86400.0
 
@@ -77,7 +81,10 @@ def settings_of(path: str) -> Settings:
 
 @dataclass
 class Image:
-    """An image that one host has and another lacks. tag: empty for a manifest without one; since: seconds since 1970 by this host's clock."""
+    """An image that one host has and another lacks.
+
+    tag: empty for a manifest without one; digest: empty for a tag that can't be read; since: seconds since 1970 by this host's clock
+    """
 
     repository: str
     tag: str
@@ -87,7 +94,27 @@ class Image:
 
     @property
     def name(self) -> str:
-        return f"{self.repository}{':' + self.tag if self.tag else ''}@{self.digest}"
+        return f"{self.repository}{':' + self.tag if self.tag else ''}{'@' + self.digest if self.digest else ''}"
+
+
+class Later:
+    """What failed is tried again after a while that grows."""
+
+    def __init__(self) -> None:
+        self._pauses: dict[str, tuple[float, float]] = {}  # name -> the last pause, and its end
+
+    def pause(self, name: str) -> float:
+        return self._pauses.get(name, (0.0, 0.0))[0]
+
+    def is_due(self, name: str) -> bool:
+        return time.monotonic() >= self._pauses.get(name, (0.0, 0.0))[1]
+
+    def failed(self, name: str, longest: float = _LONGEST_PAUSE) -> None:
+        pause = min(longest, self.pause(name) * 2 or 1.0)
+        self._pauses[name] = pause, time.monotonic() + pause
+
+    def forget(self, name: str) -> None:
+        self._pauses.pop(name, None)
 
 
 @dataclass
@@ -243,8 +270,8 @@ class Follower(Replicator):
         self._swept_at = -1.0
         # Who asked for a sweep takes a number, and waits until it is served.
         self._asked = self._served = 0
-        # What failed is tried again after a while that grows.
-        self._pause, self._not_before = 1.0, 0.0
+        # By the names of images, and of the steps of _work.
+        self._later = Later()
 
     def run(self) -> int:
         ready()
@@ -270,7 +297,9 @@ class Follower(Replicator):
                 image = Image(str(target.get("repository") or ""), str(target.get("tag") or ""), str(target.get("digest") or ""), time.time())
                 if is_repository(image.repository) and is_digest(image.digest) and (not image.tag or is_tag(image.tag)):
                     self.status.lacking.setdefault(image.name, image)
-            self._not_before, self.news = 0.0, True
+                    self._later.forget(image.name)
+            self._later.forget("round")
+            self.news = True
             self.changed.notify_all()
         self.keep()
 
@@ -300,41 +329,47 @@ class Follower(Replicator):
             self.status.epoch = said["epoch"]
             if not self.status.follows:
                 # What was pushed while it was not heard, nobody has reported.
-                self._not_before, self._swept_at = 0.0, -1.0
+                self._later, self._swept_at = Later(), -1.0
         if why or not self.status.follows:
             self.trouble(why)
         self.status.follows = not why
 
     def _work(self, asked: bool) -> None:
         """Bring what lacks, as far as it is known, after a sweep if it is time for one."""
-        now = time.monotonic()
-        sweep = asked or self._swept_at < 0 or now - self._swept_at >= self.settings.sweep_seconds
-        if now < self._not_before and not asked:
+        if asked:
+            self._later = Later()
+        if not self._later.is_due("round"):
             return
+        old = self._swept_at < 0 or time.monotonic() - self._swept_at >= self.settings.sweep_seconds
+        why = ""
         try:
             with self.source(self.settings.primary) as source, self.door as door:
-                if sweep:
-                    self._sweep(source, door)
+                if asked or old and self._later.is_due("sweep"):
+                    why = self._sweep(source, door)
                 self._see_leftovers(source)
-                why = self._bring(source, door)
+                why = self._bring(source, door) or why
         except (RegistryFleetError, OSError) as error:
+            self._later.failed("round")
             why = str(error)
-        if why:
-            self._not_before = time.monotonic() + self._pause
-            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-        else:
-            self._pause = 1.0
-            self.status.swept = self.status.swept or sweep
-        self.trouble(why)
+        self.trouble(why or next((image.why for image in self.status.lacking.values() if image.why), ""))
 
-    def _sweep(self, source: RegistryClient, door: Door) -> None:
-        """Compare all tags."""
-        theirs, ours = tags_of(source), tags_of(door)
-        now = time.time()
-        lacking = [Image(*name, digest, now) for name, digest in theirs.items() if ours.get(name) != digest]
-        # What is here and nowhere there was pushed here when this host was the primary.
-        only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
-        only_here = [image for image in only_here if source.head_manifest(image.repository, image.digest) is None]
+    def _sweep(self, source: RegistryClient, door: Door) -> str:
+        """Compare all tags; why that can't be done."""
+        try:
+            theirs, unread = tags_of(source)
+            ours, _broken = tags_of(door)
+            now = time.time()
+            # One that can't be read here comes anew.
+            lacking = [Image(*name, digest, now) for name, digest in theirs.items() if ours.get(name) != digest]
+            lacking += [Image(*name, "", now, why) for name, why in unread.items() if name not in ours]
+            # What is here and nowhere there was pushed here when this host was the primary.
+            only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
+            only_here = [image for image in only_here if self._is_there(source, image) is False]
+        except RegistryError as error:
+            self._later.failed("sweep")
+            return str(error)
+        for name, why in unread.items():
+            say(f"<4>{':'.join(name)} can't be read at the primary {self.settings.primary}: {why}")
         with self.changed:
             for image in lacking:
                 self.status.lacking.setdefault(image.name, image)
@@ -343,49 +378,67 @@ class Follower(Replicator):
                     say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
                 self.status.leftovers.setdefault(image.name, image)
         door.tidy(_PART_SECONDS)
+        self.status.swept = True
         # Before a tag here is made to name what it names there.
         self.keep()
         self._swept_at = time.monotonic()
+        self._later.forget("sweep")
+        return ""
+
+    def _is_there(self, source: RegistryClient, image: Image) -> bool | None:
+        """Whether the primary has it; None where that can't be read."""
+        try:
+            return source.head_manifest(image.repository, image.digest) is not None
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            return None
 
     def _see_leftovers(self, source: RegistryClient) -> None:
         """Which of them the primary has got meanwhile."""
         for name, image in list(self.status.leftovers.items()):
-            if source.head_manifest(image.repository, image.digest) is not None:
+            if self._is_there(source, image):
                 with self.changed:
                     del self.status.leftovers[name]
                 say(f"{name} is at the primary {self.settings.primary} now")
 
     def _bring(self, source: RegistryClient, door: Door) -> str:
-        """All that lacks, the oldest first; why something did not come."""
-        failed = ""
-        tried: set[str] = set()
-        while not self.stopping:
-            with self.changed:
-                image = next((each for name, each in self.status.lacking.items() if name not in tried), None)
-            if image is None:
-                break
-            tried.add(image.name)
+        """All that lacks, the oldest first, but what failed before last; why something did not come."""
+        with self.changed:
+            lacking = sorted(self.status.lacking.values(), key=lambda image: self._later.pause(image.name))
+        failures = 0
+        why = ""
+        for image in lacking:
+            if self.stopping or not self._later.is_due(image.name):
+                continue
             try:
                 self._bring_one(source, door, image)
-            except RegistryError as error:
-                image.why = failed = str(error)
-                # The others may come all the same, if anything does.
-                if error.status is None or error.status >= 500:
-                    break
+            except (RegistryError, OSError) as error:
+                image.why = why = str(error)
+                failures += 1
+                status = error.status if isinstance(error, RegistryError) else None
+                self._later.failed(image.name, _LONGEST_PAUSE_OF_WRONG if status == 400 else _LONGEST_PAUSE)
+                # Nothing comes when nobody answers, or when the storage here takes nothing. Otherwise the others may.
+                at_door = isinstance(error, RegistryError) and error.url.startswith(door.url)
+                if status is None or status >= 500 and at_door or failures >= _MOST_FAILURES:
+                    self._later.failed("round")
+                    return why
                 continue
+            self._later.forget(image.name)
             with self.changed:
                 self.status.lacking.pop(image.name, None)
             self.keep()
-        return failed
+        self._later.forget("round")
+        return why
 
     def _bring_one(self, source: RegistryClient, door: Door, image: Image) -> None:
         # It may have moved since, or gone.
         head = source.head_manifest(image.repository, image.tag or image.digest)
         if head is None:
+            say(f"<4>{image.name} does not come: the primary {self.settings.primary} has none")
             return
         digest = head.digest
-        here = door.head_manifest(image.repository, image.tag or digest)
-        if here is not None and here.digest == digest:
+        if door.named(image.repository, image.tag or digest) == digest:
             return
         self.copier.copy(source, image.repository, digest, image.tag)
         self.status.copied += 1

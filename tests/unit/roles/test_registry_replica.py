@@ -124,6 +124,12 @@ class Host:
         """What the tag names in the storage here."""
         return Store(str(self.base / "store/prod")).tags(repository).get(tag, "")
 
+    def file_of(self, digest: str) -> Path:
+        return Path(Store(str(self.base / "store/prod")).blob_path(digest))
+
+    def link_of(self, repository: str, tag: str) -> Path:
+        return self.base / f"store/prod/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link"
+
     def doors_of(self, path: str) -> list[str]:
         return [each["door"] for each in map(json.loads, filter(lambda line: line.startswith("{"), self.log("front").splitlines())) if each["path"] == path]
 
@@ -275,6 +281,7 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     assert b.request("POST", "/replica", event, "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode())[0] == 200
     # There is none.
     until(lambda: b.said()["lacking"] == [])
+    assert f"svc/app:1@sha256:{'0' * 64} does not come: the primary registry-a has none" in b.log("replicator")
 
 
 def test_all_platforms_come_and_signatures(a: Host, b: Host) -> None:
@@ -334,6 +341,87 @@ def test_a_sweep_finds_what_no_event_told(a: Host, b: Host) -> None:
     a.start("write")
     b.start("replicator")
     until(lambda: b.has("svc/app", "1") == first.digest)
+
+
+def forget_events(host: Host) -> None:
+    """Distribution would tell of what was pushed again and again, until somebody listens."""
+    host.stop("write")
+    host.start("write")
+
+
+def test_broken_tags_of_the_primary_stop_no_other(a: Host, b: Host) -> None:
+    """As a power cut leaves them: files without content."""
+    known, healthy = image("known"), image("healthy")
+    a.push("svc/app", "known", known)
+    until(lambda: b.has("svc/app", "known") == known.digest)
+    b.stop("replicator")
+    broken = {f"broken-{number:02}": image(f"broken {number}") for number in range(12)}
+    for tag, each in broken.items():
+        a.push("svc/app", tag, each)
+    a.push("svc/app", "unparsable", image("unparsable"))
+    a.push("svc/app", "healthy", healthy)
+    forget_events(a)
+    for tag in ("known", *broken):
+        a.link_of("svc/app", tag).write_bytes(b"")
+    a.file_of(image("unparsable").digest).write_bytes(b"")
+    assert a.request("HEAD", "/v2/svc/app/manifests/broken-01")[0] >= 500
+    b.start("replicator")
+    until(lambda: b.has("svc/app", "healthy") == healthy.digest)
+    # What an event tells comes, whatever else does not.
+    a.push("svc/app", "new", image("new"))
+    until(lambda: b.has("svc/app", "new") == image("new").digest)
+    until(lambda: b.said()["swept"] and all(each["why"] for each in b.said()["lacking"]))
+    # What is here already does not lack.
+    assert {each["tag"] for each in b.said()["lacking"]} == {*broken, "unparsable"}
+    assert "svc/app:known can't be read at the primary registry-a: HEAD " in b.log("replicator")
+    assert b.has("svc/app", "known") == known.digest and b.said()["leftovers"] == []
+    # Somebody pushes it again.
+    a.push("svc/app", "broken-01", broken["broken-01"])
+    until(lambda: b.has("svc/app", "broken-01") == broken["broken-01"].digest)
+    until(lambda: "broken-01" not in {each["tag"] for each in b.said()["lacking"]}, 90)
+
+
+def test_broken_tags_of_the_replica_heal(a: Host, b: Host) -> None:
+    platforms = {"linux/amd64": image("base", "amd"), "linux/arm64": image("base", "arm")}
+    wanted = image("base", "one")
+    for each in platforms.values():
+        a.push("svc/many", each.digest, each)
+    a.push_manifest("svc/many", "1", index_of(platforms), OCI_INDEX)
+    a.push("svc/app", "1", wanted)
+    until(lambda: b.has("svc/app", "1") and b.has("svc/many", "1"))
+    b.stop("replicator")
+    b.link_of("svc/app", "1").write_bytes(b"")
+    b.link_of("svc/many", "1").write_bytes(b"")
+    repositories = b.base / "store/prod/docker/registry/v2/repositories"
+    layer_digest = list(wanted.blobs)[-1].replace(":", "/")
+    (repositories / f"svc/app/_layers/{layer_digest}/link").write_bytes(b"")
+    (repositories / f"svc/many/_manifests/revisions/{platforms['linux/arm64'].digest.replace(':', '/')}/link").write_bytes(b"")
+    b.start("replicator")
+    until(lambda: b.has("svc/app", "1") == wanted.digest and b.has("svc/many", "1") == digest_of(index_of(platforms)))
+    until(lambda: b.said()["lacking"] == [])
+    a.stop()
+    assert b.pull("svc/app", "1", wanted) and all(b.pull("svc/many", each.digest, each) for each in platforms.values())
+
+
+def test_a_blob_of_a_wrong_digest_is_not_fetched_again_and_again(a: Host, b: Host) -> None:
+    wanted = image("rotten")
+    b.stop("replicator")
+    a.push("svc/rotten", "1", wanted)
+    digest, blob = list(wanted.blobs.items())[-1]
+    a.file_of(digest).write_bytes(bytes(len(blob)))
+    b.start("replicator")
+    until(lambda: any(each["why"] for each in b.said().get("lacking", [])))
+    for number in range(10):
+        a.push("svc/app", str(number), image(f"layer {number}"))
+        until(lambda: b.has("svc/app", str(number)))  # noqa: B023
+        time.sleep(1)
+    # After 1, 2, 4, 8 and 16 seconds: no event of another image makes that less.
+    assert a.doors_of(f"/v2/svc/rotten/blobs/{digest}").count("prod_packed") <= 5
+    lacking, = b.said()["lacking"]
+    assert lacking["tag"] == "1" and "400" in lacking["why"]
+    a.file_of(digest).write_bytes(blob)
+    a.push("svc/rotten", "1", wanted)
+    until(lambda: b.has("svc/rotten", "1") == wanted.digest, 10)
 
 
 def test_a_primary_that_returns_is_followed_by_nobody_and_takes_nothing(a: Host, b: Host, files: Files) -> None:
@@ -459,6 +547,18 @@ def test_a_blob_goes_on_where_it_was_after_a_kill(a: Host, b: Host) -> None:
     # The config may have come before, or not.
     missing = max(map(len, wanted.blobs.values())) - kept
     assert missing - 1000 <= b.said()["received_bytes"] <= missing + 1000
+    assert b.pull("svc/app", "1", wanted) and begun(b) == 0
+
+
+def test_of_a_blob_that_is_too_long_nothing_is_kept(a: Host, b: Host) -> None:
+    wanted = image("large")
+    b.stop("replicator")
+    for digest in wanted.blobs:
+        (b.base / f"replicator/prod/parts/{digest.replace(':', '-')}").write_bytes(bytes(20_000))
+    b.start("replicator")
+    a.push("svc/app", "1", wanted)
+    until(lambda: b.has("svc/app", "1") == wanted.digest)
+    a.stop()
     assert b.pull("svc/app", "1", wanted) and begun(b) == 0
 
 
