@@ -101,20 +101,25 @@ class Later:
     """What failed is tried again after a while that grows."""
 
     def __init__(self) -> None:
-        self._pauses: dict[str, tuple[float, float]] = {}  # name -> the last pause, and its end
+        self._failed: dict[str, tuple[float, float, str]] = {}  # name -> the last pause, its end, and why
 
     def pause(self, name: str) -> float:
-        return self._pauses.get(name, (0.0, 0.0))[0]
+        return self._failed.get(name, (0.0, 0.0, ""))[0]
 
     def is_due(self, name: str) -> bool:
-        return time.monotonic() >= self._pauses.get(name, (0.0, 0.0))[1]
+        return time.monotonic() >= self._failed.get(name, (0.0, 0.0, ""))[1]
 
-    def failed(self, name: str, longest: float = _LONGEST_PAUSE) -> None:
-        pause = min(longest, self.pause(name) * 2 or 1.0)
-        self._pauses[name] = pause, time.monotonic() + pause
+    def why(self, name: str) -> str:
+        return self._failed.get(name, (0.0, 0.0, ""))[2]
+
+    def failed(self, name: str, why: Exception | str) -> None:
+        # Distribution refuses a wrong digest so.
+        is_wrong = isinstance(why, RegistryError) and why.status == 400
+        pause = min(_LONGEST_PAUSE_OF_WRONG if is_wrong else _LONGEST_PAUSE, self.pause(name) * 2 or 1.0)
+        self._failed[name] = pause, time.monotonic() + pause, str(why)
 
     def forget(self, name: str) -> None:
-        self._pauses.pop(name, None)
+        self._failed.pop(name, None)
 
 
 @dataclass
@@ -349,8 +354,8 @@ class Follower(Replicator):
                 self._see_leftovers(source)
                 why = self._bring(source, door) or why
         except (RegistryFleetError, OSError) as error:
-            self._later.failed("round")
             why = str(error)
+            self._later.failed("round", why)
         self.trouble(why or next((image.why for image in self.status.lacking.values() if image.why), ""))
 
     def _sweep(self, source: RegistryClient, door: Door) -> str:
@@ -366,7 +371,7 @@ class Follower(Replicator):
             only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
             only_here = [image for image in only_here if self._is_there(source, image) is False]
         except RegistryError as error:
-            self._later.failed("sweep")
+            self._later.failed("sweep", error)
             return str(error)
         for name, why in unread.items():
             say(f"<4>{':'.join(name)} can't be read at the primary {self.settings.primary}: {why}")
@@ -416,12 +421,9 @@ class Follower(Replicator):
             except (RegistryError, OSError) as error:
                 image.why = why = str(error)
                 failures += 1
-                status = error.status if isinstance(error, RegistryError) else None
-                self._later.failed(image.name, _LONGEST_PAUSE_OF_WRONG if status == 400 else _LONGEST_PAUSE)
-                # Nothing comes when nobody answers, or when the storage here takes nothing. Otherwise the others may.
-                at_door = isinstance(error, RegistryError) and error.url.startswith(door.url)
-                if status is None or status >= 500 and at_door or failures >= _MOST_FAILURES:
-                    self._later.failed("round")
+                self._later.failed(image.name, error)
+                if failures >= _MOST_FAILURES or _stops_all(error, door):
+                    self._later.failed("round", why)
                     return why
                 continue
             self._later.forget(image.name)
@@ -451,12 +453,19 @@ class Watch(Replicator):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._is_ready = False
+        # What the other hosts said last, and why what they have alone did not come.
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._unrescued = dict.fromkeys(settings.urls, "")
+        # By the names of hosts, and of their images.
+        self._later = Later()
 
     def said(self) -> dict[str, Any]:
         said = super().said()
         return said if self._is_ready else {**said, "role": "unsure"}
 
     def run(self) -> int:
+        # A copy takes its time, and so long this must not wait.
+        threading.Thread(target=self._rescue_all, daemon=True).start()
         while not self.stopping:
             state = self.state
             answers = {host: each for host, each in ((host, self.ask(host)) for host in self.settings.urls) if each is not None}
@@ -469,9 +478,8 @@ class Watch(Replicator):
                 return 1
             if not why and not self._is_ready:
                 self._begin(state["epoch"])
-            if self._is_ready:
-                why = "; ".join(filter(None, [self._rescue(host, each) for host, each in answers.items()]))
-            self.trouble(why)
+            self._answers = answers
+            self.trouble(why or "; ".join(filter(None, self._unrescued.values())))
             self.keep()
             self.rest(self.settings.poll_seconds)
         return 0
@@ -532,24 +540,55 @@ class Watch(Replicator):
         except OSError as error:
             say(f"<4>{self.settings.confirmed} can't be written: {error.strerror}")
 
+    def _rescue_all(self) -> None:
+        while not self.stopping:
+            for host, said in self._answers.items():
+                if self._is_ready and self._later.is_due(host):
+                    self._unrescued[host] = self._rescue(host, said)
+                    if self._unrescued[host]:
+                        self._later.failed(host, self._unrescued[host])
+                    else:
+                        self._later.forget(host)
+            self.rest(self.settings.poll_seconds)
+
     def _rescue(self, host: str, said: Mapping[str, Any]) -> str:
-        """Bring what another host took when it was the primary, under a name that is free; why it did not come."""
-        leftovers = [each for each in said.get("leftovers") or [] if isinstance(each, dict)]
-        if not leftovers or said.get("primary") != self.settings.here:
+        """Bring what another host took when it was the primary, under a name that is free; why something did not come."""
+        if not said.get("leftovers") or said["primary"] != self.settings.here:
             return ""
+        failures = 0
         try:
+            leftovers = [Image(str(each["repository"]), str(each["tag"]), str(each["digest"])) for each in said["leftovers"]]
+            leftovers = [image for image in leftovers if is_repository(image.repository) and is_tag(image.tag) and is_digest(image.digest)]
             with self.source(host) as source, self.door as door:
-                for each in leftovers:
-                    repository, tag, digest = (str(each.get(key) or "") for key in ("repository", "tag", "digest"))
-                    if not (is_repository(repository) and is_tag(tag) and is_digest(digest)) or door.head_manifest(repository, digest) is not None:
-                        continue
-                    free = tag if door.head_manifest(repository, tag) is None else aside(tag, host, digest)
-                    self.copier.copy(source, repository, digest, free)
-                    self.status.copied += 1
-                    say(f"{repository}:{tag}@{digest} came from {host}, which had taken it alone; it is {repository}:{free} here")
-        except (RegistryFleetError, OSError) as error:
+                for image in sorted(leftovers, key=lambda image: self._later.pause(f"{host} {image.name}")):
+                    name = f"{host} {image.name}"
+                    try:
+                        if self._later.is_due(name):
+                            self._rescue_one(source, door, host, image)
+                            self._later.forget(name)
+                    except (RegistryError, OSError) as error:
+                        self._later.failed(name, error)
+                        failures += 1
+                        if failures >= _MOST_FAILURES or _stops_all(error, door):
+                            break
+        except (RegistryFleetError, OSError, KeyError, TypeError) as error:
             return str(error)
-        return ""
+        return next(filter(None, (self._later.why(f"{host} {image.name}") for image in leftovers)), "")
+
+    def _rescue_one(self, source: RegistryClient, door: Door, host: str, image: Image) -> None:
+        if door.named(image.repository, image.digest):
+            return
+        free = image.tag if door.named(image.repository, image.tag) == "" else aside(image.tag, host, image.digest)
+        self.copier.copy(source, image.repository, image.digest, free)
+        self.status.copied += 1
+        say(f"{image.name} came from {host}, which had taken it alone; it is {image.repository}:{free} here")
+
+
+def _stops_all(error: Exception, door: Door) -> bool:
+    """Whether nothing else can come either: nobody answers, or the storage here takes nothing."""
+    if not isinstance(error, RegistryError) or error.status is None:
+        return True
+    return error.status >= 500 and error.url.startswith(door.url)
 
 
 def aside(tag: str, host: str, digest: str) -> str:
@@ -635,10 +674,12 @@ def main(arguments: Sequence[str]) -> int:
         server.replicator = replicator
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_unused: replicator.stop())
-        return replicator.run()
+        code = replicator.run()
     except (RegistryFleetError, OSError) as error:
         say(f"<3>{error}")
-        return 1
+        code = 1
+    # Blobs may be on their way in threads, for which Python would wait; and as long as this lives, the door to write is open.
+    os._exit(code)
 
 
 def _ask_running(settings: Settings, word: str) -> int:

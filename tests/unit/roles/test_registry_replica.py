@@ -576,6 +576,22 @@ def test_a_cut_in_the_middle_of_a_blob(a: Host, b: Host) -> None:
     assert b.pull("svc/app", "1", wanted)
 
 
+def take_over(a: Host, b: Host, files: Files) -> None:
+    """What failover.yml does with the primary gone."""
+    a.stop()
+    b.stop()
+    b.write(files["registry-b", "registry-b"], "primary", "registry-b", 2)
+    (b.base / "run/prod-confirmed").touch()
+    b.start()
+    until(lambda: b.request("POST", "/v2/is/up/blobs/uploads/", login=PROMOTER)[0] == 202)
+
+
+def come_back(a: Host, files: Files) -> None:
+    """What site.yml does with the old primary."""
+    a.write(files["registry-a", "registry-b"], "replica", "registry-b", 2)
+    a.start()
+
+
 def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b: Host, files: Files) -> None:
     first, second, other, both = image("one"), image("two"), image("three"), image("four")
     a.push("svc/app", "1", first)
@@ -583,15 +599,9 @@ def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b:
     b.stop("replicator")
     a.push("svc/app", "2", second)
     a.push("svc/both", "1", other)
-    a.stop()
-    b.stop()
-    b.write(files["registry-b", "registry-b"], "primary", "registry-b", 2)
-    (b.base / "run/prod-confirmed").touch()
-    b.start()
-    until(lambda: b.request("POST", "/v2/is/up/blobs/uploads/", login=PROMOTER)[0] == 202)
+    take_over(a, b, files)
     b.push("svc/both", "1", both)
-    a.write(files["registry-a", "registry-b"], "replica", "registry-b", 2)
-    a.start()
+    come_back(a, files)
     until(lambda: b.has("svc/app", "2") == second.digest)
     until(lambda: b.has("svc/both", f"1-of-registry-a-{other.digest[7:19]}") == other.digest)
     assert b.has("svc/both", "1") == both.digest
@@ -600,6 +610,48 @@ def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b:
         assert f"{name}@{digest} is here and not at the primary registry-b" in a.log("replicator")
         assert f"{name}@{digest} came from registry-a" in b.log("replicator")
     assert a.pull("svc/both", f"1-of-registry-a-{other.digest[7:19]}", other)
+
+
+def test_what_can_not_be_rescued_stops_nothing_else(a: Host, b: Host, files: Files) -> None:
+    b.stop("replicator")
+    rotten, large = image("rotten"), image("large", size=60_000_000)
+    # In the order of their names.
+    a.push("svc/a-rotten", "1", rotten)
+    a.push("svc/b-large", "1", large)
+    a.push("svc/c-healthy", "1", image("healthy"))
+    digest, blob = list(rotten.blobs.items())[-1]
+    a.file_of(digest).write_bytes(bytes(len(blob)))
+    take_over(a, b, files)
+    come_back(a, files)
+    until(lambda: b.has("svc/c-healthy", "1"), 60)
+    assert b.has("svc/b-large", "1") == large.digest and b.has("svc/a-rotten", "1") == ""
+    until(lambda: "/v2/svc/a-rotten/blobs/uploads/" in b.said()["problem"])
+    assert b.said()["role"] == "primary"
+    begun_at, fetched = time.monotonic(), a.doors_of(f"/v2/svc/a-rotten/blobs/{digest}").count("prod_packed")
+    while time.monotonic() - begun_at < 8:
+        assert "/v2/svc/a-rotten/blobs/uploads/" in b.said()["problem"]
+        time.sleep(0.2)
+    assert a.doors_of(f"/v2/svc/a-rotten/blobs/{digest}").count("prod_packed") - fetched <= 3
+    a.file_of(digest).write_bytes(blob)
+    until(lambda: b.has("svc/a-rotten", "1") == rotten.digest, 60)
+    until(lambda: a.said()["leftovers"] == [] and b.said()["problem"] == "")
+
+
+def test_a_primary_that_rescues_hears_of_its_successor_at_once(a: Host, b: Host, files: Files) -> None:
+    b.stop("replicator")
+    large = image("large", size=60_000_000)
+    a.push("svc/large", "1", large)
+    take_over(a, b, files)
+    come_back(a, files)
+    until(lambda: begun(b) > 100_000)
+    # The blob hangs in the middle.
+    a.processes["read"].send_signal(signal.SIGSTOP)
+    try:
+        a.tell("replica", "registry-a", 3)
+        assert b.processes["replicator"].wait(8) == 1
+        assert b.has("svc/large", "1") == ""
+    finally:
+        a.processes["read"].send_signal(signal.SIGCONT)
 
 
 def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port: int, tmp_path: Path) -> None:
