@@ -124,7 +124,10 @@ class Later:
 
 @dataclass
 class Status:
-    """What is known here. lacking: what the primary has and this host has not; leftovers: the other way round."""
+    """What is known here.
+
+    lacking: what the primary has and this host has not; leftovers: the other way round; was_primary: and has not compared all tags since
+    """
 
     epoch: int = 0
     follows: bool = False
@@ -132,6 +135,7 @@ class Status:
     lacking: dict[str, Image] = field(default_factory=dict)
     leftovers: dict[str, Image] = field(default_factory=dict)
     swept: bool = False
+    was_primary: bool = False
     received_bytes: int = 0
     copied: int = 0
 
@@ -168,7 +172,7 @@ class Replicator:
             oldest = min((image.since for image in status.lacking.values()), default=0.0)
             return {
                 "registry": self.settings.registry, "host": self.settings.here, **state, "epoch": max(state["epoch"], status.epoch),
-                "follows": status.follows, "problem": status.problem, "swept": status.swept,
+                "follows": status.follows, "problem": status.problem, "swept": status.swept, "was_primary": status.was_primary,
                 "lacking": [vars(image) for image in status.lacking.values()], "leftovers": [vars(image) for image in status.leftovers.values()],
                 "lag_seconds": round(max(0.0, time.time() - oldest), 3) if oldest else 0,
                 "received_bytes": self._received(), "copied": status.copied,
@@ -227,7 +231,10 @@ class Replicator:
             with open(os.path.join(self.settings.directory, STATUS), encoding="utf-8") as file:
                 said = json.load(file)
             images = [{image.name: image for image in (Image(**each) for each in said[key])} for key in ("lacking", "leftovers")]
-            return Status(int(said["epoch"]), False, "", images[0], images[1], False, int(said["received_bytes"]), int(said["copied"]))
+            return Status(
+                epoch=int(said["epoch"]), lacking=images[0], leftovers=images[1], received_bytes=int(said["received_bytes"]), copied=int(said["copied"]),
+                was_primary=bool(said.get("was_primary", said["role"] != "replica")),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return Status()
 
@@ -352,7 +359,9 @@ class Follower(Replicator):
                 if asked or old and self._later.is_due("sweep"):
                     why = self._sweep(source, door)
                 self._see_leftovers(source)
-                why = self._bring(source, door) or why
+                # Not before it is known which tags here were moved here.
+                if not self.status.was_primary:
+                    why = self._bring(source, door) or why
         except (RegistryFleetError, OSError) as error:
             why = str(error)
             self._later.failed("round", why)
@@ -367,9 +376,14 @@ class Follower(Replicator):
             # One that can't be read here comes anew.
             lacking = [Image(*name, digest, now) for name, digest in theirs.items() if ours.get(name) != digest]
             lacking += [Image(*name, "", now, why) for name, why in unread.items() if name not in ours]
-            # What is here and nowhere there was pushed here when this host was the primary.
-            only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
-            only_here = [image for image in only_here if self._is_there(source, image) is False]
+            # What is here and nowhere there was pushed here when this host was the primary. A tag that names something else there may have been
+            # moved here, if this host was it until now; else it was moved there, and comes, and the primary keeps what it named.
+            differ = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
+            only_here = [
+                image for image in differ
+                if (self.status.was_primary or (image.repository, image.tag) not in theirs or self._is_there(source, image, image.digest) is False)
+                and self._is_there(source, image, image.tag, aside(image.tag, self.settings.here, image.digest)) is False
+            ]
         except RegistryError as error:
             self._later.failed("sweep", error)
             return str(error)
@@ -383,29 +397,37 @@ class Follower(Replicator):
                     say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
                 self.status.leftovers.setdefault(image.name, image)
         door.tidy(_PART_SECONDS)
-        self.status.swept = True
+        self.status.swept, self.status.was_primary = True, False
         # Before a tag here is made to name what it names there.
         self.keep()
         self._swept_at = time.monotonic()
         self._later.forget("sweep")
         return ""
 
-    def _is_there(self, source: RegistryClient, image: Image) -> bool | None:
-        """Whether the primary has it; None where that can't be read."""
+    def _is_there(self, source: RegistryClient, image: Image, *targets: str) -> bool | None:
+        """Whether one of the tags or digests names the image at the primary; None where that can't be read."""
         try:
-            return source.head_manifest(image.repository, image.digest) is not None
+            heads = [source.head_manifest(image.repository, target) for target in targets]
         except RegistryError as error:
             if error.status is None:
                 raise
             return None
+        return any(head is not None and head.digest == image.digest for head in heads)
 
     def _see_leftovers(self, source: RegistryClient) -> None:
         """Which of them the primary has got meanwhile."""
+        if not self.status.leftovers or not self._later.is_due("leftovers"):
+            return
+        before = len(self.status.leftovers)
         for name, image in list(self.status.leftovers.items()):
-            if self._is_there(source, image):
+            if self._is_there(source, image, image.tag, aside(image.tag, self.settings.here, image.digest)):
                 with self.changed:
                     del self.status.leftovers[name]
                 say(f"{name} is at the primary {self.settings.primary} now")
+        if len(self.status.leftovers) < before:
+            self._later.forget("leftovers")
+        else:
+            self._later.failed("leftovers", "they are not there yet")
 
     def _bring(self, source: RegistryClient, door: Door) -> str:
         """All that lacks, the oldest first, but what failed before last; why something did not come."""
@@ -452,6 +474,7 @@ class Watch(Replicator):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self.status.was_primary = True
         self._is_ready = False
         # What the other hosts said last, and why what they have alone did not come.
         self._answers: dict[str, dict[str, Any]] = {}
@@ -576,9 +599,12 @@ class Watch(Replicator):
         return next(filter(None, (self._later.why(f"{host} {image.name}") for image in leftovers)), "")
 
     def _rescue_one(self, source: RegistryClient, door: Door, host: str, image: Image) -> None:
-        if door.named(image.repository, image.digest):
+        free = aside(image.tag, host, image.digest)
+        there = door.named(image.repository, image.tag)
+        if image.digest in (there, door.named(image.repository, free)):
             return
-        free = image.tag if door.named(image.repository, image.tag) == "" else aside(image.tag, host, image.digest)
+        if there == "":
+            free = image.tag
         self.copier.copy(source, image.repository, image.digest, free)
         self.status.copied += 1
         say(f"{image.name} came from {host}, which had taken it alone; it is {image.repository}:{free} here")

@@ -612,6 +612,51 @@ def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b:
     assert a.pull("svc/both", f"1-of-registry-a-{other.digest[7:19]}", other)
 
 
+def test_tags_that_the_old_primary_gave_alone_are_not_lost(a: Host, b: Host, files: Files) -> None:
+    """Their images were there already, at both: a release of what had been a candidate, and a roll-back."""
+    candidate, newest = image("candidate"), image("newest")
+    a.push("svc/app", "2.7.0-rc3", candidate)
+    a.push("svc/app", "current", newest)
+    until(lambda: b.has("svc/app", "2.7.0-rc3") == candidate.digest and b.has("svc/app", "current") == newest.digest)
+    b.stop("replicator")
+    for tag in ("2.7.0", "current"):
+        a.push("svc/app", tag, candidate)
+    take_over(a, b, files)
+    come_back(a, files)
+    rolled_back = f"current-of-registry-a-{candidate.digest[7:19]}"
+    until(lambda: b.has("svc/app", "2.7.0") == candidate.digest and b.has("svc/app", rolled_back) == candidate.digest)
+    until(lambda: a.has("svc/app", "current") == newest.digest == b.has("svc/app", "current"))
+    until(lambda: a.said()["leftovers"] == [] and a.has("svc/app", rolled_back) == candidate.digest)
+    for tag in ("2.7.0", "current"):
+        assert f"svc/app:{tag}@{candidate.digest} is here and not at the primary registry-b" in a.log("replicator")
+    assert Store(str(b.base / "store/prod")).tags("svc/app").keys() == {"2.7.0-rc3", "2.7.0", "current", rolled_back}
+    # From now on it is a replica like any other.
+    b.stop("replicator")
+    a.stop("replicator")
+    b.push("svc/app", "current", candidate)
+    forget_events(b)
+    b.start("replicator")
+    until(lambda: b.said()["role"] == "primary")
+    a.start("replicator")
+    until(lambda: a.has("svc/app", "current") == candidate.digest)
+    assert a.said()["leftovers"] == [] and f"svc/app:current@{newest.digest} is here" not in a.log("replicator")
+
+
+def test_a_replica_that_lags_has_nothing_alone(a: Host, b: Host) -> None:
+    """A tag was moved at the primary by force, and this host has not heard of it."""
+    first, second = image("first"), image("second")
+    a.push("svc/app", "1", first)
+    until(lambda: b.has("svc/app", "1") == first.digest)
+    b.stop("replicator")
+    a.push("svc/app", "1", second)
+    forget_events(a)
+    b.start("replicator")
+    until(lambda: b.has("svc/app", "1") == second.digest)
+    until(lambda: b.said()["swept"])
+    assert b.said()["leftovers"] == [] and "is here and not at the primary" not in b.log("replicator")
+    assert list(Store(str(a.base / "store/prod")).tags("svc/app")) == ["1"]
+
+
 def test_what_can_not_be_rescued_stops_nothing_else(a: Host, b: Host, files: Files) -> None:
     b.stop("replicator")
     rotten, large = image("rotten"), image("large", size=60_000_000)
@@ -634,7 +679,7 @@ def test_what_can_not_be_rescued_stops_nothing_else(a: Host, b: Host, files: Fil
     assert a.doors_of(f"/v2/svc/a-rotten/blobs/{digest}").count("prod_packed") - fetched <= 3
     a.file_of(digest).write_bytes(blob)
     until(lambda: b.has("svc/a-rotten", "1") == rotten.digest, 60)
-    until(lambda: a.said()["leftovers"] == [] and b.said()["problem"] == "")
+    until(lambda: a.said()["leftovers"] == [] and b.said()["problem"] == "", 90)
 
 
 def test_a_primary_that_rescues_hears_of_its_successor_at_once(a: Host, b: Host, files: Files) -> None:
