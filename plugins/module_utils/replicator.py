@@ -23,6 +23,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Mapping, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -36,6 +37,13 @@ PATH = "/replica"
 HEADER = "X-Mirrorfleet-Replica"
 STATUS = "status.json"
 _MAX_BODY = 16 * 1024 * 1024
+# Distribution tells of one push at a time, in 1 KB or so.
+_MAX_EVENTS = 1024 * 1024
+# Of what lacks and of leftovers anybody hears the first of so many, and who knows the secret the first of so many; all hear how many there are.
+_SHORT, _LONG = 100, 10_000
+_HANDLERS = 32
+# It all is written anew each time.
+_KEEP_SECONDS = 5.0
 _LONGEST_PAUSE = 60.0
 # What comes with a wrong digest comes whole, and in vain, until somebody pushes it again: then an event tells.
 _LONGEST_PAUSE_OF_WRONG = 3600.0
@@ -149,6 +157,8 @@ class Replicator:
         self.changed = threading.Condition()
         self.stopping = self.news = False
         self._http = HttpClient(settings.ca, timeout=5.0, connect_timeout=2.0)
+        self._keeping = threading.Lock()
+        self._kept_at = 0.0
         self._copier: Copier | None = None
 
     def run(self) -> int:
@@ -165,23 +175,26 @@ class Replicator:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RegistryFleetError(f"{self.settings.state} does not say what this host is: {error}. Run site.yml.") from None
 
-    def said(self) -> dict[str, Any]:
-        """What others may know."""
+    def said(self, most: int | None = None) -> dict[str, Any]:
+        """What others may know: with that many images that lack, and as many that are left over."""
         state, status = self.state, self.status
         with self.changed:
             oldest = min((image.since for image in status.lacking.values()), default=0.0)
             return {
                 "registry": self.settings.registry, "host": self.settings.here, **state, "epoch": max(state["epoch"], status.epoch),
                 "follows": status.follows, "problem": status.problem, "swept": status.swept, "was_primary": status.was_primary,
-                "lacking": [vars(image) for image in status.lacking.values()], "leftovers": [vars(image) for image in status.leftovers.values()],
+                "lacking_images": len(status.lacking), "leftover_images": len(status.leftovers),
+                "lacking": [dict(vars(image)) for image in islice(status.lacking.values(), most)],
+                "leftovers": [dict(vars(image)) for image in islice(status.leftovers.values(), most)],
                 "lag_seconds": round(max(0.0, time.time() - oldest), 3) if oldest else 0,
                 "received_bytes": self._received(), "copied": status.copied,
             }
 
-    def ask(self, host: str) -> dict[str, Any] | None:
-        """What another host says of itself; None when it does not answer."""
+    def ask(self, host: str, login: bool = False) -> dict[str, Any] | None:
+        """What another host says of itself, with a login more of it; None when it does not answer."""
+        headers = {HEADER: "replicator", **({"Authorization": login_of(self.settings)} if login else {})}
         try:
-            with self._http.get(self.settings.urls[host] + PATH, {HEADER: "replicator"}) as answer:
+            with self._http.get(self.settings.urls[host] + PATH, headers) as answer:
                 body = answer.read(_MAX_BODY)
             said = json.loads(body)
             if answer.status == 200 and said["registry"] == self.settings.registry and said["host"] == host:
@@ -217,13 +230,15 @@ class Replicator:
 
     def keep(self) -> None:
         """Write down what is known, for a restart and for Prometheus."""
-        said = self.said()
-        for path, text in ((os.path.join(self.settings.directory, STATUS), json.dumps(said)), (self._metrics_path, self._metrics(said))):
-            try:
-                # The collector is another user.
-                replace(path, text, 0o644)
-            except OSError as error:
-                say(f"<4>{path} can't be written: {error.strerror}")
+        with self._keeping:
+            said = self.said()
+            for path, text in ((os.path.join(self.settings.directory, STATUS), json.dumps(said)), (self._metrics_path, self._metrics(said))):
+                try:
+                    # The collector is another user.
+                    replace(path, text, 0o644)
+                except OSError as error:
+                    say(f"<4>{path} can't be written: {error.strerror}")
+            self._kept_at = time.monotonic()
 
     def _load(self) -> Status:
         """What was known before; what can't be read is found out anew."""
@@ -249,8 +264,8 @@ class Replicator:
             ("epoch", "gauge", "How many times a primary was chosen.", said["epoch"]),
             ("follows", "gauge", "1 while this host hears its primary, or is it.", int(said["follows"])),
             ("lag_seconds", "gauge", "For how long the image that lacks longest has been known.", said["lag_seconds"]),
-            ("lacking_images", "gauge", "Images known to be at the primary and not here.", len(said["lacking"])),
-            ("leftover_images", "gauge", "Images that are here and not at the primary.", len(said["leftovers"])),
+            ("lacking_images", "gauge", "Images known to be at the primary and not here.", said["lacking_images"]),
+            ("leftover_images", "gauge", "Images that are here and not at the primary.", said["leftover_images"]),
             ("received_bytes_total", "counter", "Bytes of blobs that came from other hosts.", said["received_bytes"]),
             ("copied_images_total", "counter", "Images that came from other hosts.", said["copied"]),
         )])
@@ -365,7 +380,9 @@ class Follower(Replicator):
         except (RegistryFleetError, OSError) as error:
             why = str(error)
             self._later.failed("round", why)
-        self.trouble(why or next((image.why for image in self.status.lacking.values() if image.why), ""))
+        with self.changed:
+            why = why or next((image.why for image in self.status.lacking.values() if image.why), "")
+        self.trouble(why)
 
     def _sweep(self, source: RegistryClient, door: Door) -> str:
         """Compare all tags; why that can't be done."""
@@ -451,7 +468,8 @@ class Follower(Replicator):
             self._later.forget(image.name)
             with self.changed:
                 self.status.lacking.pop(image.name, None)
-            self.keep()
+            if time.monotonic() - self._kept_at > _KEEP_SECONDS:
+                self.keep()
         self._later.forget("round")
         return why
 
@@ -482,8 +500,8 @@ class Watch(Replicator):
         # By the names of hosts, and of their images.
         self._later = Later()
 
-    def said(self) -> dict[str, Any]:
-        said = super().said()
+    def said(self, most: int | None = None) -> dict[str, Any]:
+        said = super().said(most)
         return said if self._is_ready else {**said, "role": "unsure"}
 
     def run(self) -> int:
@@ -578,6 +596,7 @@ class Watch(Replicator):
         """Bring what another host took when it was the primary, under a name that is free; why something did not come."""
         if not said.get("leftovers") or said["primary"] != self.settings.here:
             return ""
+        said = self.ask(host, login=True) or said
         failures = 0
         try:
             leftovers = [Image(str(each["repository"]), str(each["tag"]), str(each["digest"])) for each in said["leftovers"]]
@@ -631,52 +650,79 @@ def ready() -> None:
             channel.sendto(b"READY=1", f"\0{address[1:]}" if address.startswith("@") else address)
 
 
+def login_of(settings: Settings) -> str:
+    """How the hosts of a registry know each other."""
+    return "Basic " + base64.b64encode(f"replica:{settings.secret}".encode()).decode()
+
+
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """So many at once; the others wait for their turn."""
+
     daemon_threads = True
+    request_queue_size = 128
     replicator: Replicator
+
+    def __init__(self, address: str) -> None:
+        self._free = threading.Semaphore(_HANDLERS)
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._free.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}."""
+    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}.
+
+    HTTP/1.0: who has his answer goes, and keeps no handler.
+    """
 
     server: _Server
-    protocol_version = "HTTP/1.1"
     timeout = 30
 
     def do_GET(self) -> None:
-        self._answer(200 if self.path == PATH else 404)
+        self._answer(200 if self.path == PATH else 404, _LONG if self._knows_secret() else _SHORT)
 
     def do_POST(self) -> None:
         replicator = self.server.replicator
-        length = self.headers.get("Content-Length", "")
-        if self.path != PATH or not length.isdigit() or int(length) > _MAX_BODY:
-            return self._answer(400)
-        body = self.rfile.read(int(length))
-        wanted = "Basic " + base64.b64encode(f"replica:{replicator.settings.secret}".encode()).decode()
-        if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), wanted.encode()):
+        # Of who does not know the secret nothing is read.
+        if not self._knows_secret():
             return self._answer(401)
+        length = self.headers.get("Content-Length", "")
+        if self.path != PATH or not length.isdigit() or int(length) > _MAX_EVENTS:
+            return self._answer(400)
         try:
-            said = json.loads(body)
+            said = json.loads(self.rfile.read(int(length)))
             events = said.get("events", [])
         except (ValueError, AttributeError, RecursionError):
             return self._answer(400)
         if said.get("sweep"):
             replicator.sweep_now()
-        else:
-            replicator.heard(events if isinstance(events, list) else [])
+            return self._answer(200, _LONG)
+        replicator.heard(events if isinstance(events, list) else [])
         return self._answer(200)
 
-    def _answer(self, status: int) -> None:
+    def _knows_secret(self) -> bool:
+        return hmac.compare_digest(self.headers.get("Authorization", "").encode(), login_of(self.server.replicator.settings).encode())
+
+    def _answer(self, status: int, most: int = 0) -> None:
         try:
-            body = json.dumps(self.server.replicator.said() if status == 200 else {}).encode()
+            body = json.dumps(self.server.replicator.said(most) if status == 200 else {}).encode()
         except RegistryFleetError:
             status, body = 503, b"{}"
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if status == 400:
-            self.send_header("Connection", "close")
-            self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
 
@@ -696,7 +742,7 @@ def main(arguments: Sequence[str]) -> int:
         replicator: Replicator = Follower(settings) if settings.role == "replica" else Watch(settings)
         with suppress(FileNotFoundError):
             os.unlink(settings.socket)
-        server = _Server(settings.socket, _Handler)
+        server = _Server(settings.socket)
         server.replicator = replicator
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_unused: replicator.stop())
@@ -712,9 +758,8 @@ def _ask_running(settings: Settings, word: str) -> int:
     """Print what the running one says, after a sweep if one is wished."""
     # A sweep takes as long as what it finds takes to come.
     client = HttpClient(address=settings.socket, timeout=24 * 3600.0)
-    login = "Basic " + base64.b64encode(f"replica:{settings.secret}".encode()).decode()
     body = json.dumps({"sweep": True}).encode() if word == "sweep" else None
-    with client.get(f"http://localhost{PATH}", {"Authorization": login}, "POST" if body else "GET", body) as answer:
+    with client.get(f"http://localhost{PATH}", {"Authorization": login_of(settings)}, "POST" if body else "GET", body) as answer:
         text = answer.read(_MAX_BODY).decode()
     say(text)
     return 0 if answer.status == 200 else 1

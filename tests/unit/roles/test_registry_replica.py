@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import http.client
 import json
@@ -115,6 +116,11 @@ class Host:
         if (status, body) != (200, image.manifest):
             return False
         return all(self.request("GET", f"/v2/{repository}/blobs/{digest}")[::2] == (200, blob) for digest, blob in image.blobs.items())
+
+    def proc(self, key: str) -> int:
+        """What Linux says of the replicator: a size in kB, or a number."""
+        lines = Path(f"/proc/{self.processes['replicator'].pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
     def said(self) -> dict[str, Any]:
         status, _headers, body = self.request("GET", "/replica")
@@ -282,6 +288,86 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     # There is none.
     until(lambda: b.said()["lacking"] == [])
     assert f"svc/app:1@sha256:{'0' * 64} does not come: the primary registry-a has none" in b.log("replicator")
+
+
+def test_who_does_not_know_the_secret_takes_no_memory(b: Host) -> None:
+    before = b.proc("VmHWM")
+    connections = []
+    for login in (b"", b"Authorization: Basic cmVwbGljYTp3cm9uZw==\r\n") * 15:
+        connections.append(socket.create_connection((b.address, b.port), 5))
+        with contextlib.suppress(OSError):
+            connections[-1].sendall(b"POST /replica HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n%s\r\n" % login)
+            connections[-1].settimeout(0.2)
+            connections[-1].sendall(bytes(10_000_000))
+    assert b.said()["host"] == "registry-b"
+    assert b.proc("VmHWM") - before < 30_000
+    for each in connections:
+        each.close()
+    knows = "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode()
+    # The answer may be lost with what nobody read.
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        assert b.request("POST", "/replica", b"{}" + bytes(2_000_000), knows)[0] == 400
+    assert b.request("POST", "/replica", b"{}", knows)[0] == 200
+
+
+def test_who_says_nothing_takes_few_threads(b: Host) -> None:
+    connections = [socket.socket(socket.AF_UNIX) for _each in range(100)]
+    for connection in connections:
+        connection.connect(str(b.base / "run/prod-replica.sock"))
+    until(lambda: b.proc("Threads") > 30)
+    time.sleep(1)
+    assert b.proc("Threads") < 50
+    for connection in connections:
+        connection.close()
+    assert b.said()["host"] == "registry-b"
+
+
+def test_a_replica_far_behind_is_no_burden(a: Host, b: Host) -> None:
+    """90,000 images that lack, of which some status told."""
+    a.stop()
+    b.stop("replicator")
+    path = b.base / "replicator/prod/status.json"
+    status = json.loads(path.read_text())
+    each = {"tag": "1", "digest": f"sha256:{'0' * 64}", "since": time.time(), "why": ""}
+    status["lacking"] = [{"repository": f"group/of/some/length/service-{number:06}", **each} for number in range(90_000)]
+    path.write_text(json.dumps(status))
+    (a.base / "run/prod-confirmed").unlink()
+    b.start("replicator")
+    until(lambda: "does not answer" in b.said()["problem"])
+    body = b.request("GET", "/replica")[2]
+    said = json.loads(body)
+    assert (said["lacking_images"], len(said["lacking"]), len(body) < 40_000) == (90_000, 100, True)
+    metrics = b.base / "metrics/mirrorfleet_replica_prod.prom"
+    until(lambda: 'mirrorfleet_replica_lacking_images{registry="prod"} 90000\n' in metrics.read_text())
+    assert len(json.loads(path.read_text())["lacking"]) == 90_000
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json"), "status"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )
+    assert (json.loads(done.stdout)["lacking_images"], len(json.loads(done.stdout)["lacking"])) == (90_000, 10_000)
+    assert b.proc("VmHWM") < 500_000
+    # Nobody but this replica can tell the primary that it is the only one.
+    a.start()
+    until(lambda: a.said().get("role") == "primary")
+
+
+def test_what_is_known_is_not_written_anew_with_each_image(a: Host, b: Host) -> None:
+    b.stop("replicator")
+    for number in range(40):
+        a.push(f"svc/app-{number}", "1", image("small", size=100))
+    forget_events(a)
+    seen = set()
+    path = b.base / "replicator/prod/status.json"
+    b.start("replicator")
+
+    def has_come() -> bool:
+        seen.add(path.stat().st_mtime_ns)
+        return all(b.has(f"svc/app-{number}", "1") for number in range(39, -1, -1))
+
+    began = time.monotonic()
+    until(has_come, 60)
+    # One for the sweep, and then one in five seconds, or when a round is done.
+    assert len(seen) <= 5 + (time.monotonic() - began) / 2
 
 
 def test_all_platforms_come_and_signatures(a: Host, b: Host) -> None:
