@@ -21,6 +21,8 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifes
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
 
 _BLOBS_AT_ONCE = 3
+# A registry of which more tags can't be read is what fails.
+_MOST_BROKEN = 100
 
 
 class Door(RegistryClient):
@@ -35,6 +37,16 @@ class Door(RegistryClient):
     def __enter__(self) -> Door:
         return self
 
+    def named(self, repository: str, target: str) -> str | None:
+        """The digest of what a tag or digest names; empty when that is nothing, None when it can't be read."""
+        try:
+            found = self.head_manifest(repository, target)
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            return None
+        return found.digest if found else ""
+
     def mount(self, repository: str, digest: str, other: str) -> bool:
         """Give the repository a blob that another one has."""
         status, place = self._upload("POST", repository, f"/v2/{repository}/blobs/uploads/?mount={quote(digest)}&from={quote(other)}")
@@ -48,6 +60,8 @@ class Door(RegistryClient):
         with open(path, "ab") as part:
             if part.tell() > blob.size:
                 part.truncate(0)
+                # It still tells the old end.
+                part.seek(0)
 
             def take(chunk: bytes) -> None:
                 part.write(chunk)
@@ -108,10 +122,12 @@ class Copier:
                 done.result()
         # An index comes after what it names: dictionaries keep the order of coming, and _collect goes down first.
         for each, (manifest, body) in tree.items():
-            if each != digest and self._door.head_manifest(repository, each) is None:
+            if each != digest and not self._door.named(repository, each):
                 self._door.put_manifest(repository, each, body, manifest.media_type)
         manifest, body = tree[digest]
         self._door.put_manifest(repository, tag or digest, body, manifest.media_type)
+        # Distribution keeps what it has of a manifest, broken or not.
+        self._door.head_manifest(repository, tag or digest)
         self._homes.update(dict.fromkeys(blobs, repository))
 
     def _collect(self, source: RegistryClient, repository: str, digest: str, tree: dict[str, tuple[Manifest, bytes]]) -> None:
@@ -122,10 +138,15 @@ class Copier:
             tree[digest] = manifest, body
 
     def _blob(self, source: RegistryClient, repository: str, blob: Descriptor) -> None:
-        if self._door.head_blob(repository, blob.digest):
-            # A process that was killed may have handed it in, and no more.
-            self._door.forget(blob.digest)
-            return
+        try:
+            if self._door.head_blob(repository, blob.digest):
+                # A process that was killed may have handed it in, and no more.
+                self._door.forget(blob.digest)
+                return
+        except RegistryError as error:
+            # What can't be read comes anew.
+            if error.status is None:
+                raise
         home = self._home(blob.digest)
         if home and self._door.mount(repository, blob.digest, home):
             return
@@ -161,12 +182,24 @@ class Copier:
                     waiting.extend((repository, each.digest) for each in manifest.manifests)
 
 
-def tags_of(registry: RegistryClient) -> dict[tuple[str, str], str]:
-    """What each tag of a registry names, by repository and tag."""
+def tags_of(registry: RegistryClient) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """What each tag of a registry names, by repository and tag, and why some can't be read."""
     names = [(repository, tag) for repository in registry.repositories() for tag in _tags(registry, repository)]
+    broken: dict[tuple[str, str], str] = {}
+
+    def named(name: tuple[str, str]) -> str:
+        try:
+            found = registry.head_manifest(*name)
+        except RegistryError as error:
+            if error.status is None or len(broken) >= _MOST_BROKEN:
+                raise
+            broken[name] = str(error)
+            return ""
+        return found.digest if found else ""
+
     with ThreadPoolExecutor(8) as pool:
-        heads = list(pool.map(lambda name: registry.head_manifest(*name), names))
-    return {name: head.digest for name, head in zip(names, heads) if head is not None}
+        digests = list(pool.map(named, names))
+    return {name: digest for name, digest in zip(names, digests) if digest}, broken
 
 
 def _tags(registry: RegistryClient, repository: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Mapping
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.replicas import State, latest, refusal
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.replicas import PRIMARY, REPLICA, State, latest, refusal
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ def wanted(
         why = refusal(registry, primary, known, unknown)
         if why:
             raise RegistryFleetError(why)
+        # A host that can't be asked may be the primary, of this very epoch.
+        if role == PRIMARY and unknown and all(state["role"] == REPLICA for state in known.values()):
+            raise RegistryFleetError(
+                f"registry {registry}: no host that can be asked has been its primary, and {', '.join(unknown)} can't be asked, so one of them may be it. "
+                f"Run site.yml for all hosts of the registry at once; a host that is lost must go from the group registries first."
+            )
     epoch = newest["epoch"] if newest else 0
     if takes_over:
         epoch += 1

@@ -23,6 +23,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Mapping, Sequence
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
@@ -36,7 +37,18 @@ PATH = "/replica"
 HEADER = "X-Mirrorfleet-Replica"
 STATUS = "status.json"
 _MAX_BODY = 16 * 1024 * 1024
+# Distribution tells of one push at a time, in 1 KB or so.
+_MAX_EVENTS = 1024 * 1024
+# Of what lacks and of leftovers anybody hears the first of so many, and who knows the secret the first of so many; all hear how many there are.
+_SHORT, _LONG = 100, 10_000
+_HANDLERS = 32
+# It all is written anew each time.
+_KEEP_SECONDS = 5.0
 _LONGEST_PAUSE = 60.0
+# What comes with a wrong digest comes whole, and in vain, until somebody pushes it again: then an event tells.
+_LONGEST_PAUSE_OF_WRONG = 3600.0
+# After so many images that did not come it is time to look at the primary again.
+_MOST_FAILURES = 10
 # After this a part of a blob is nobody's.
 _PART_SECONDS = 7 * 86400.0
 
@@ -77,7 +89,10 @@ def settings_of(path: str) -> Settings:
 
 @dataclass
 class Image:
-    """An image that one host has and another lacks. tag: empty for a manifest without one; since: seconds since 1970 by this host's clock."""
+    """An image that one host has and another lacks.
+
+    tag: empty for a manifest without one; digest: empty for a tag that can't be read; since: seconds since 1970 by this host's clock
+    """
 
     repository: str
     tag: str
@@ -87,12 +102,40 @@ class Image:
 
     @property
     def name(self) -> str:
-        return f"{self.repository}{':' + self.tag if self.tag else ''}@{self.digest}"
+        return f"{self.repository}{':' + self.tag if self.tag else ''}{'@' + self.digest if self.digest else ''}"
+
+
+class Later:
+    """What failed is tried again after a while that grows."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, tuple[float, float, str]] = {}  # name -> the last pause, its end, and why
+
+    def pause(self, name: str) -> float:
+        return self._failed.get(name, (0.0, 0.0, ""))[0]
+
+    def is_due(self, name: str) -> bool:
+        return time.monotonic() >= self._failed.get(name, (0.0, 0.0, ""))[1]
+
+    def why(self, name: str) -> str:
+        return self._failed.get(name, (0.0, 0.0, ""))[2]
+
+    def failed(self, name: str, why: Exception | str) -> None:
+        # Distribution refuses a wrong digest so.
+        is_wrong = isinstance(why, RegistryError) and why.status == 400
+        pause = min(_LONGEST_PAUSE_OF_WRONG if is_wrong else _LONGEST_PAUSE, self.pause(name) * 2 or 1.0)
+        self._failed[name] = pause, time.monotonic() + pause, str(why)
+
+    def forget(self, name: str) -> None:
+        self._failed.pop(name, None)
 
 
 @dataclass
 class Status:
-    """What is known here. lacking: what the primary has and this host has not; leftovers: the other way round."""
+    """What is known here.
+
+    lacking: what the primary has and this host has not; leftovers: the other way round; was_primary: and has not compared all tags since
+    """
 
     epoch: int = 0
     follows: bool = False
@@ -100,6 +143,7 @@ class Status:
     lacking: dict[str, Image] = field(default_factory=dict)
     leftovers: dict[str, Image] = field(default_factory=dict)
     swept: bool = False
+    was_primary: bool = False
     received_bytes: int = 0
     copied: int = 0
 
@@ -113,6 +157,8 @@ class Replicator:
         self.changed = threading.Condition()
         self.stopping = self.news = False
         self._http = HttpClient(settings.ca, timeout=5.0, connect_timeout=2.0)
+        self._keeping = threading.Lock()
+        self._kept_at = 0.0
         self._copier: Copier | None = None
 
     def run(self) -> int:
@@ -129,27 +175,30 @@ class Replicator:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RegistryFleetError(f"{self.settings.state} does not say what this host is: {error}. Run site.yml.") from None
 
-    def said(self) -> dict[str, Any]:
-        """What others may know."""
+    def said(self, most: int | None = None) -> dict[str, Any]:
+        """What others may know: with that many images that lack, and as many that are left over."""
         state, status = self.state, self.status
         with self.changed:
             oldest = min((image.since for image in status.lacking.values()), default=0.0)
             return {
                 "registry": self.settings.registry, "host": self.settings.here, **state, "epoch": max(state["epoch"], status.epoch),
-                "follows": status.follows, "problem": status.problem, "swept": status.swept,
-                "lacking": [vars(image) for image in status.lacking.values()], "leftovers": [vars(image) for image in status.leftovers.values()],
+                "follows": status.follows, "problem": status.problem, "swept": status.swept, "was_primary": status.was_primary,
+                "lacking_images": len(status.lacking), "leftover_images": len(status.leftovers),
+                "lacking": [dict(vars(image)) for image in islice(status.lacking.values(), most)],
+                "leftovers": [dict(vars(image)) for image in islice(status.leftovers.values(), most)],
                 "lag_seconds": round(max(0.0, time.time() - oldest), 3) if oldest else 0,
                 "received_bytes": self._received(), "copied": status.copied,
             }
 
-    def ask(self, host: str) -> dict[str, Any] | None:
-        """What another host says of itself; None when it does not answer."""
+    def ask(self, host: str, login: bool = False) -> dict[str, Any] | None:
+        """What another host says of itself, with a login more of it; None when it does not answer."""
+        headers = {HEADER: "replicator", **({"Authorization": login_of(self.settings)} if login else {})}
         try:
-            with self._http.get(self.settings.urls[host] + PATH, {HEADER: "replicator"}) as answer:
+            with self._http.get(self.settings.urls[host] + PATH, headers) as answer:
                 body = answer.read(_MAX_BODY)
             said = json.loads(body)
             if answer.status == 200 and said["registry"] == self.settings.registry and said["host"] == host:
-                return {**said, "epoch": int(said["epoch"])}
+                return {**said, "role": str(said["role"]), "primary": str(said["primary"]), "epoch": int(said["epoch"])}
         except (RegistryFleetError, ValueError, KeyError, TypeError, RecursionError):
             pass
         return None
@@ -181,13 +230,15 @@ class Replicator:
 
     def keep(self) -> None:
         """Write down what is known, for a restart and for Prometheus."""
-        said = self.said()
-        for path, text in ((os.path.join(self.settings.directory, STATUS), json.dumps(said)), (self._metrics_path, self._metrics(said))):
-            try:
-                # The collector is another user.
-                replace(path, text, 0o644)
-            except OSError as error:
-                say(f"<4>{path} can't be written: {error.strerror}")
+        with self._keeping:
+            said = self.said()
+            for path, text in ((os.path.join(self.settings.directory, STATUS), json.dumps(said)), (self._metrics_path, self._metrics(said))):
+                try:
+                    # The collector is another user.
+                    replace(path, text, 0o644)
+                except OSError as error:
+                    say(f"<4>{path} can't be written: {error.strerror}")
+            self._kept_at = time.monotonic()
 
     def _load(self) -> Status:
         """What was known before; what can't be read is found out anew."""
@@ -195,7 +246,10 @@ class Replicator:
             with open(os.path.join(self.settings.directory, STATUS), encoding="utf-8") as file:
                 said = json.load(file)
             images = [{image.name: image for image in (Image(**each) for each in said[key])} for key in ("lacking", "leftovers")]
-            return Status(int(said["epoch"]), False, "", images[0], images[1], False, int(said["received_bytes"]), int(said["copied"]))
+            return Status(
+                epoch=int(said["epoch"]), lacking=images[0], leftovers=images[1], received_bytes=int(said["received_bytes"]), copied=int(said["copied"]),
+                was_primary=bool(said.get("was_primary", said["role"] != "replica")),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return Status()
 
@@ -210,8 +264,8 @@ class Replicator:
             ("epoch", "gauge", "How many times a primary was chosen.", said["epoch"]),
             ("follows", "gauge", "1 while this host hears its primary, or is it.", int(said["follows"])),
             ("lag_seconds", "gauge", "For how long the image that lacks longest has been known.", said["lag_seconds"]),
-            ("lacking_images", "gauge", "Images known to be at the primary and not here.", len(said["lacking"])),
-            ("leftover_images", "gauge", "Images that are here and not at the primary.", len(said["leftovers"])),
+            ("lacking_images", "gauge", "Images known to be at the primary and not here.", said["lacking_images"]),
+            ("leftover_images", "gauge", "Images that are here and not at the primary.", said["leftover_images"]),
             ("received_bytes_total", "counter", "Bytes of blobs that came from other hosts.", said["received_bytes"]),
             ("copied_images_total", "counter", "Images that came from other hosts.", said["copied"]),
         )])
@@ -243,8 +297,8 @@ class Follower(Replicator):
         self._swept_at = -1.0
         # Who asked for a sweep takes a number, and waits until it is served.
         self._asked = self._served = 0
-        # What failed is tried again after a while that grows.
-        self._pause, self._not_before = 1.0, 0.0
+        # By the names of images, and of the steps of _work.
+        self._later = Later()
 
     def run(self) -> int:
         ready()
@@ -270,7 +324,9 @@ class Follower(Replicator):
                 image = Image(str(target.get("repository") or ""), str(target.get("tag") or ""), str(target.get("digest") or ""), time.time())
                 if is_repository(image.repository) and is_digest(image.digest) and (not image.tag or is_tag(image.tag)):
                     self.status.lacking.setdefault(image.name, image)
-            self._not_before, self.news = 0.0, True
+                    self._later.forget(image.name)
+            self._later.forget("round")
+            self.news = True
             self.changed.notify_all()
         self.keep()
 
@@ -300,41 +356,56 @@ class Follower(Replicator):
             self.status.epoch = said["epoch"]
             if not self.status.follows:
                 # What was pushed while it was not heard, nobody has reported.
-                self._not_before, self._swept_at = 0.0, -1.0
+                self._later, self._swept_at = Later(), -1.0
         if why or not self.status.follows:
             self.trouble(why)
         self.status.follows = not why
 
     def _work(self, asked: bool) -> None:
         """Bring what lacks, as far as it is known, after a sweep if it is time for one."""
-        now = time.monotonic()
-        sweep = asked or self._swept_at < 0 or now - self._swept_at >= self.settings.sweep_seconds
-        if now < self._not_before and not asked:
+        if asked:
+            self._later = Later()
+        if not self._later.is_due("round"):
             return
+        old = self._swept_at < 0 or time.monotonic() - self._swept_at >= self.settings.sweep_seconds
+        why = ""
         try:
             with self.source(self.settings.primary) as source, self.door as door:
-                if sweep:
-                    self._sweep(source, door)
+                if asked or old and self._later.is_due("sweep"):
+                    why = self._sweep(source, door)
                 self._see_leftovers(source)
-                why = self._bring(source, door)
+                # Not before it is known which tags here were moved here.
+                if not self.status.was_primary:
+                    why = self._bring(source, door) or why
         except (RegistryFleetError, OSError) as error:
             why = str(error)
-        if why:
-            self._not_before = time.monotonic() + self._pause
-            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-        else:
-            self._pause = 1.0
-            self.status.swept = self.status.swept or sweep
+            self._later.failed("round", why)
+        with self.changed:
+            why = why or next((image.why for image in self.status.lacking.values() if image.why), "")
         self.trouble(why)
 
-    def _sweep(self, source: RegistryClient, door: Door) -> None:
-        """Compare all tags."""
-        theirs, ours = tags_of(source), tags_of(door)
-        now = time.time()
-        lacking = [Image(*name, digest, now) for name, digest in theirs.items() if ours.get(name) != digest]
-        # What is here and nowhere there was pushed here when this host was the primary.
-        only_here = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
-        only_here = [image for image in only_here if source.head_manifest(image.repository, image.digest) is None]
+    def _sweep(self, source: RegistryClient, door: Door) -> str:
+        """Compare all tags; why that can't be done."""
+        try:
+            theirs, unread = tags_of(source)
+            ours, _broken = tags_of(door)
+            now = time.time()
+            # One that can't be read here comes anew.
+            lacking = [Image(*name, digest, now) for name, digest in theirs.items() if ours.get(name) != digest]
+            lacking += [Image(*name, "", now, why) for name, why in unread.items() if name not in ours]
+            # What is here and nowhere there was pushed here when this host was the primary. A tag that names something else there may have been
+            # moved here, if this host was it until now; else it was moved there, and comes, and the primary keeps what it named.
+            differ = [Image(*name, digest, now) for name, digest in ours.items() if theirs.get(name) != digest]
+            only_here = [
+                image for image in differ
+                if (self.status.was_primary or (image.repository, image.tag) not in theirs or self._is_there(source, image, image.digest) is False)
+                and self._is_there(source, image, image.tag, aside(image.tag, self.settings.here, image.digest)) is False
+            ]
+        except RegistryError as error:
+            self._later.failed("sweep", error)
+            return str(error)
+        for name, why in unread.items():
+            say(f"<4>{':'.join(name)} can't be read at the primary {self.settings.primary}: {why}")
         with self.changed:
             for image in lacking:
                 self.status.lacking.setdefault(image.name, image)
@@ -343,49 +414,73 @@ class Follower(Replicator):
                     say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
                 self.status.leftovers.setdefault(image.name, image)
         door.tidy(_PART_SECONDS)
+        self.status.swept, self.status.was_primary = True, False
         # Before a tag here is made to name what it names there.
         self.keep()
         self._swept_at = time.monotonic()
+        self._later.forget("sweep")
+        return ""
+
+    def _is_there(self, source: RegistryClient, image: Image, *targets: str) -> bool | None:
+        """Whether one of the tags or digests names the image at the primary; None where that can't be read."""
+        try:
+            heads = [source.head_manifest(image.repository, target) for target in targets]
+        except RegistryError as error:
+            if error.status is None:
+                raise
+            return None
+        return any(head is not None and head.digest == image.digest for head in heads)
 
     def _see_leftovers(self, source: RegistryClient) -> None:
         """Which of them the primary has got meanwhile."""
+        if not self.status.leftovers or not self._later.is_due("leftovers"):
+            return
+        before = len(self.status.leftovers)
         for name, image in list(self.status.leftovers.items()):
-            if source.head_manifest(image.repository, image.digest) is not None:
+            if self._is_there(source, image, image.tag, aside(image.tag, self.settings.here, image.digest)):
                 with self.changed:
                     del self.status.leftovers[name]
                 say(f"{name} is at the primary {self.settings.primary} now")
+        if len(self.status.leftovers) < before:
+            self._later.forget("leftovers")
+        else:
+            self._later.failed("leftovers", "they are not there yet")
 
     def _bring(self, source: RegistryClient, door: Door) -> str:
-        """All that lacks, the oldest first; why something did not come."""
-        failed = ""
-        tried: set[str] = set()
-        while not self.stopping:
-            with self.changed:
-                image = next((each for name, each in self.status.lacking.items() if name not in tried), None)
-            if image is None:
-                break
-            tried.add(image.name)
+        """All that lacks, the oldest first, but what failed before last; why something did not come."""
+        with self.changed:
+            lacking = sorted(self.status.lacking.values(), key=lambda image: self._later.pause(image.name))
+        failures = 0
+        why = ""
+        for image in lacking:
+            if self.stopping or not self._later.is_due(image.name):
+                continue
             try:
                 self._bring_one(source, door, image)
-            except RegistryError as error:
-                image.why = failed = str(error)
-                # The others may come all the same, if anything does.
-                if error.status is None or error.status >= 500:
-                    break
+            except (RegistryError, OSError) as error:
+                image.why = why = str(error)
+                failures += 1
+                self._later.failed(image.name, error)
+                if failures >= _MOST_FAILURES or _stops_all(error, door):
+                    self._later.failed("round", why)
+                    return why
                 continue
+            self._later.forget(image.name)
             with self.changed:
                 self.status.lacking.pop(image.name, None)
-            self.keep()
-        return failed
+            if time.monotonic() - self._kept_at > _KEEP_SECONDS:
+                self.keep()
+        self._later.forget("round")
+        return why
 
     def _bring_one(self, source: RegistryClient, door: Door, image: Image) -> None:
         # It may have moved since, or gone.
         head = source.head_manifest(image.repository, image.tag or image.digest)
         if head is None:
+            say(f"<4>{image.name} does not come: the primary {self.settings.primary} has none")
             return
         digest = head.digest
-        here = door.head_manifest(image.repository, image.tag or digest)
-        if here is not None and here.digest == digest:
+        if door.named(image.repository, image.tag or digest) == digest:
             return
         self.copier.copy(source, image.repository, digest, image.tag)
         self.status.copied += 1
@@ -397,13 +492,21 @@ class Watch(Replicator):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self.status.was_primary = True
         self._is_ready = False
+        # What the other hosts said last, and why what they have alone did not come.
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._unrescued = dict.fromkeys(settings.urls, "")
+        # By the names of hosts, and of their images.
+        self._later = Later()
 
-    def said(self) -> dict[str, Any]:
-        said = super().said()
+    def said(self, most: int | None = None) -> dict[str, Any]:
+        said = super().said(most)
         return said if self._is_ready else {**said, "role": "unsure"}
 
     def run(self) -> int:
+        # A copy takes its time, and so long this must not wait.
+        threading.Thread(target=self._rescue_all, daemon=True).start()
         while not self.stopping:
             state = self.state
             answers = {host: each for host, each in ((host, self.ask(host)) for host in self.settings.urls) if each is not None}
@@ -416,9 +519,8 @@ class Watch(Replicator):
                 return 1
             if not why and not self._is_ready:
                 self._begin(state["epoch"])
-            if self._is_ready:
-                why = "; ".join(filter(None, [self._rescue(host, each) for host, each in answers.items()]))
-            self.trouble(why)
+            self._answers = answers
+            self.trouble(why or "; ".join(filter(None, self._unrescued.values())))
             self.keep()
             self.rest(self.settings.poll_seconds)
         return 0
@@ -438,6 +540,15 @@ class Watch(Replicator):
             return (
                 f"{ahead['primary']} is the primary of the registry {registry} since epoch {ahead['epoch']}, and this host knows of epoch "
                 f"{state['epoch']} only. It takes nothing more. Write registry_primaries: {{{registry}: {ahead['primary']}}} and run site.yml"
+            )
+        rival = next((each for each in answers.items() if each[1]["epoch"] == state["epoch"] and each[1]["primary"] != self.settings.here), None)
+        if rival is not None:
+            with suppress(OSError):
+                os.unlink(self.settings.confirmed)
+            return (
+                f"{rival[0]} says that {rival[1]['primary']} is the primary of the registry {registry} in epoch {state['epoch']}, in which this host is it, too. "
+                f"Neither takes anything. Decide for one, and run failover.yml -e registry={registry} -e to=<host> -e unannounced=true: what the "
+                "other has alone is brought to it"
             )
         if not self._is_ready and not answers and not self._is_confirmed():
             return (
@@ -470,24 +581,59 @@ class Watch(Replicator):
         except OSError as error:
             say(f"<4>{self.settings.confirmed} can't be written: {error.strerror}")
 
+    def _rescue_all(self) -> None:
+        while not self.stopping:
+            for host, said in self._answers.items():
+                if self._is_ready and self._later.is_due(host):
+                    self._unrescued[host] = self._rescue(host, said)
+                    if self._unrescued[host]:
+                        self._later.failed(host, self._unrescued[host])
+                    else:
+                        self._later.forget(host)
+            self.rest(self.settings.poll_seconds)
+
     def _rescue(self, host: str, said: Mapping[str, Any]) -> str:
-        """Bring what another host took when it was the primary, under a name that is free; why it did not come."""
-        leftovers = [each for each in said.get("leftovers") or [] if isinstance(each, dict)]
-        if not leftovers or said.get("primary") != self.settings.here:
+        """Bring what another host took when it was the primary, under a name that is free; why something did not come."""
+        if not said.get("leftovers") or said["primary"] != self.settings.here:
             return ""
+        said = self.ask(host, login=True) or said
+        failures = 0
         try:
+            leftovers = [Image(str(each["repository"]), str(each["tag"]), str(each["digest"])) for each in said["leftovers"]]
+            leftovers = [image for image in leftovers if is_repository(image.repository) and is_tag(image.tag) and is_digest(image.digest)]
             with self.source(host) as source, self.door as door:
-                for each in leftovers:
-                    repository, tag, digest = (str(each.get(key) or "") for key in ("repository", "tag", "digest"))
-                    if not (is_repository(repository) and is_tag(tag) and is_digest(digest)) or door.head_manifest(repository, digest) is not None:
-                        continue
-                    free = tag if door.head_manifest(repository, tag) is None else aside(tag, host, digest)
-                    self.copier.copy(source, repository, digest, free)
-                    self.status.copied += 1
-                    say(f"{repository}:{tag}@{digest} came from {host}, which had taken it alone; it is {repository}:{free} here")
-        except (RegistryFleetError, OSError) as error:
+                for image in sorted(leftovers, key=lambda image: self._later.pause(f"{host} {image.name}")):
+                    name = f"{host} {image.name}"
+                    try:
+                        if self._later.is_due(name):
+                            self._rescue_one(source, door, host, image)
+                            self._later.forget(name)
+                    except (RegistryError, OSError) as error:
+                        self._later.failed(name, error)
+                        failures += 1
+                        if failures >= _MOST_FAILURES or _stops_all(error, door):
+                            break
+        except (RegistryFleetError, OSError, KeyError, TypeError) as error:
             return str(error)
-        return ""
+        return next(filter(None, (self._later.why(f"{host} {image.name}") for image in leftovers)), "")
+
+    def _rescue_one(self, source: RegistryClient, door: Door, host: str, image: Image) -> None:
+        free = aside(image.tag, host, image.digest)
+        there = door.named(image.repository, image.tag)
+        if image.digest in (there, door.named(image.repository, free)):
+            return
+        if there == "":
+            free = image.tag
+        self.copier.copy(source, image.repository, image.digest, free)
+        self.status.copied += 1
+        say(f"{image.name} came from {host}, which had taken it alone; it is {image.repository}:{free} here")
+
+
+def _stops_all(error: Exception, door: Door) -> bool:
+    """Whether nothing else can come either: nobody answers, or the storage here takes nothing."""
+    if not isinstance(error, RegistryError) or error.status is None:
+        return True
+    return error.status >= 500 and error.url.startswith(door.url)
 
 
 def aside(tag: str, host: str, digest: str) -> str:
@@ -504,52 +650,79 @@ def ready() -> None:
             channel.sendto(b"READY=1", f"\0{address[1:]}" if address.startswith("@") else address)
 
 
+def login_of(settings: Settings) -> str:
+    """How the hosts of a registry know each other."""
+    return "Basic " + base64.b64encode(f"replica:{settings.secret}".encode()).decode()
+
+
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """So many at once; the others wait for their turn."""
+
     daemon_threads = True
+    request_queue_size = 128
     replicator: Replicator
+
+    def __init__(self, address: str) -> None:
+        self._free = threading.Semaphore(_HANDLERS)
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._free.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}."""
+    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}.
+
+    HTTP/1.0: who has his answer goes, and keeps no handler.
+    """
 
     server: _Server
-    protocol_version = "HTTP/1.1"
     timeout = 30
 
     def do_GET(self) -> None:
-        self._answer(200 if self.path == PATH else 404)
+        self._answer(200 if self.path == PATH else 404, _LONG if self._knows_secret() else _SHORT)
 
     def do_POST(self) -> None:
         replicator = self.server.replicator
-        length = self.headers.get("Content-Length", "")
-        if self.path != PATH or not length.isdigit() or int(length) > _MAX_BODY:
-            return self._answer(400)
-        body = self.rfile.read(int(length))
-        wanted = "Basic " + base64.b64encode(f"replica:{replicator.settings.secret}".encode()).decode()
-        if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), wanted.encode()):
+        # Of who does not know the secret nothing is read.
+        if not self._knows_secret():
             return self._answer(401)
+        length = self.headers.get("Content-Length", "")
+        if self.path != PATH or not length.isdigit() or int(length) > _MAX_EVENTS:
+            return self._answer(400)
         try:
-            said = json.loads(body)
+            said = json.loads(self.rfile.read(int(length)))
             events = said.get("events", [])
         except (ValueError, AttributeError, RecursionError):
             return self._answer(400)
         if said.get("sweep"):
             replicator.sweep_now()
-        else:
-            replicator.heard(events if isinstance(events, list) else [])
+            return self._answer(200, _LONG)
+        replicator.heard(events if isinstance(events, list) else [])
         return self._answer(200)
 
-    def _answer(self, status: int) -> None:
+    def _knows_secret(self) -> bool:
+        return hmac.compare_digest(self.headers.get("Authorization", "").encode(), login_of(self.server.replicator.settings).encode())
+
+    def _answer(self, status: int, most: int = 0) -> None:
         try:
-            body = json.dumps(self.server.replicator.said() if status == 200 else {}).encode()
+            body = json.dumps(self.server.replicator.said(most) if status == 200 else {}).encode()
         except RegistryFleetError:
             status, body = 503, b"{}"
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if status == 400:
-            self.send_header("Connection", "close")
-            self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
 
@@ -569,23 +742,24 @@ def main(arguments: Sequence[str]) -> int:
         replicator: Replicator = Follower(settings) if settings.role == "replica" else Watch(settings)
         with suppress(FileNotFoundError):
             os.unlink(settings.socket)
-        server = _Server(settings.socket, _Handler)
+        server = _Server(settings.socket)
         server.replicator = replicator
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_unused: replicator.stop())
-        return replicator.run()
+        code = replicator.run()
     except (RegistryFleetError, OSError) as error:
         say(f"<3>{error}")
-        return 1
+        code = 1
+    # Blobs may be on their way in threads, for which Python would wait; and as long as this lives, the door to write is open.
+    os._exit(code)
 
 
 def _ask_running(settings: Settings, word: str) -> int:
     """Print what the running one says, after a sweep if one is wished."""
     # A sweep takes as long as what it finds takes to come.
     client = HttpClient(address=settings.socket, timeout=24 * 3600.0)
-    login = "Basic " + base64.b64encode(f"replica:{settings.secret}".encode()).decode()
     body = json.dumps({"sweep": True}).encode() if word == "sweep" else None
-    with client.get(f"http://localhost{PATH}", {"Authorization": login}, "POST" if body else "GET", body) as answer:
+    with client.get(f"http://localhost{PATH}", {"Authorization": login_of(settings)}, "POST" if body else "GET", body) as answer:
         text = answer.read(_MAX_BODY).decode()
     say(text)
     return 0 if answer.status == 200 else 1

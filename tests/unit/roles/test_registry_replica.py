@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import http.client
 import json
@@ -116,6 +117,11 @@ class Host:
             return False
         return all(self.request("GET", f"/v2/{repository}/blobs/{digest}")[::2] == (200, blob) for digest, blob in image.blobs.items())
 
+    def proc(self, key: str) -> int:
+        """What Linux says of the replicator: a size in kB, or a number."""
+        lines = Path(f"/proc/{self.processes['replicator'].pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
     def said(self) -> dict[str, Any]:
         status, _headers, body = self.request("GET", "/replica")
         return dict(json.loads(body)) if status == 200 else {}
@@ -123,6 +129,12 @@ class Host:
     def has(self, repository: str, tag: str) -> str:
         """What the tag names in the storage here."""
         return Store(str(self.base / "store/prod")).tags(repository).get(tag, "")
+
+    def file_of(self, digest: str) -> Path:
+        return Path(Store(str(self.base / "store/prod")).blob_path(digest))
+
+    def link_of(self, repository: str, tag: str) -> Path:
+        return self.base / f"store/prod/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link"
 
     def doors_of(self, path: str) -> list[str]:
         return [each["door"] for each in map(json.loads, filter(lambda line: line.startswith("{"), self.log("front").splitlines())) if each["path"] == path]
@@ -275,6 +287,87 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     assert b.request("POST", "/replica", event, "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode())[0] == 200
     # There is none.
     until(lambda: b.said()["lacking"] == [])
+    assert f"svc/app:1@sha256:{'0' * 64} does not come: the primary registry-a has none" in b.log("replicator")
+
+
+def test_who_does_not_know_the_secret_takes_no_memory(b: Host) -> None:
+    before = b.proc("VmHWM")
+    connections = []
+    for login in (b"", b"Authorization: Basic cmVwbGljYTp3cm9uZw==\r\n") * 15:
+        connections.append(socket.create_connection((b.address, b.port), 5))
+        with contextlib.suppress(OSError):
+            connections[-1].sendall(b"POST /replica HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n%s\r\n" % login)
+            connections[-1].settimeout(0.2)
+            connections[-1].sendall(bytes(10_000_000))
+    assert b.said()["host"] == "registry-b"
+    assert b.proc("VmHWM") - before < 30_000
+    for each in connections:
+        each.close()
+    knows = "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode()
+    # The answer may be lost with what nobody read.
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        assert b.request("POST", "/replica", b"{}" + bytes(2_000_000), knows)[0] == 400
+    assert b.request("POST", "/replica", b"{}", knows)[0] == 200
+
+
+def test_who_says_nothing_takes_few_threads(b: Host) -> None:
+    connections = [socket.socket(socket.AF_UNIX) for _each in range(100)]
+    for connection in connections:
+        connection.connect(str(b.base / "run/prod-replica.sock"))
+    until(lambda: b.proc("Threads") > 30)
+    time.sleep(1)
+    assert b.proc("Threads") < 50
+    for connection in connections:
+        connection.close()
+    assert b.said()["host"] == "registry-b"
+
+
+def test_a_replica_far_behind_is_no_burden(a: Host, b: Host) -> None:
+    """90,000 images that lack, of which some status told."""
+    a.stop()
+    b.stop("replicator")
+    path = b.base / "replicator/prod/status.json"
+    status = json.loads(path.read_text())
+    each = {"tag": "1", "digest": f"sha256:{'0' * 64}", "since": time.time(), "why": ""}
+    status["lacking"] = [{"repository": f"group/of/some/length/service-{number:06}", **each} for number in range(90_000)]
+    path.write_text(json.dumps(status))
+    (a.base / "run/prod-confirmed").unlink()
+    b.start("replicator")
+    until(lambda: "does not answer" in b.said()["problem"])
+    body = b.request("GET", "/replica")[2]
+    said = json.loads(body)
+    assert (said["lacking_images"], len(said["lacking"]), len(body) < 40_000) == (90_000, 100, True)
+    metrics = b.base / "metrics/mirrorfleet_replica_prod.prom"
+    until(lambda: 'mirrorfleet_replica_lacking_images{registry="prod"} 90000\n' in metrics.read_text())
+    assert len(json.loads(path.read_text())["lacking"]) == 90_000
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json"), "status"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )
+    assert (json.loads(done.stdout)["lacking_images"], len(json.loads(done.stdout)["lacking"])) == (90_000, 10_000)
+    assert b.proc("VmHWM") < 500_000
+    # Nobody but this replica can tell the primary that it is the only one.
+    a.start()
+    until(lambda: a.said().get("role") == "primary")
+
+
+def test_what_is_known_is_not_written_anew_with_each_image(a: Host, b: Host) -> None:
+    b.stop("replicator")
+    for number in range(40):
+        a.push(f"svc/app-{number}", "1", image("small", size=100))
+    forget_events(a)
+    seen = set()
+    path = b.base / "replicator/prod/status.json"
+    b.start("replicator")
+
+    def has_come() -> bool:
+        seen.add(path.stat().st_mtime_ns)
+        return all(b.has(f"svc/app-{number}", "1") for number in range(39, -1, -1))
+
+    began = time.monotonic()
+    until(has_come, 60)
+    # One for the sweep, and then one in five seconds, or when a round is done.
+    assert len(seen) <= 5 + (time.monotonic() - began) / 2
 
 
 def test_all_platforms_come_and_signatures(a: Host, b: Host) -> None:
@@ -336,6 +429,87 @@ def test_a_sweep_finds_what_no_event_told(a: Host, b: Host) -> None:
     until(lambda: b.has("svc/app", "1") == first.digest)
 
 
+def forget_events(host: Host) -> None:
+    """Distribution would tell of what was pushed again and again, until somebody listens."""
+    host.stop("write")
+    host.start("write")
+
+
+def test_broken_tags_of_the_primary_stop_no_other(a: Host, b: Host) -> None:
+    """As a power cut leaves them: files without content."""
+    known, healthy = image("known"), image("healthy")
+    a.push("svc/app", "known", known)
+    until(lambda: b.has("svc/app", "known") == known.digest)
+    b.stop("replicator")
+    broken = {f"broken-{number:02}": image(f"broken {number}") for number in range(12)}
+    for tag, each in broken.items():
+        a.push("svc/app", tag, each)
+    a.push("svc/app", "unparsable", image("unparsable"))
+    a.push("svc/app", "healthy", healthy)
+    forget_events(a)
+    for tag in ("known", *broken):
+        a.link_of("svc/app", tag).write_bytes(b"")
+    a.file_of(image("unparsable").digest).write_bytes(b"")
+    assert a.request("HEAD", "/v2/svc/app/manifests/broken-01")[0] >= 500
+    b.start("replicator")
+    until(lambda: b.has("svc/app", "healthy") == healthy.digest)
+    # What an event tells comes, whatever else does not.
+    a.push("svc/app", "new", image("new"))
+    until(lambda: b.has("svc/app", "new") == image("new").digest)
+    until(lambda: b.said()["swept"] and all(each["why"] for each in b.said()["lacking"]))
+    # What is here already does not lack.
+    assert {each["tag"] for each in b.said()["lacking"]} == {*broken, "unparsable"}
+    assert "svc/app:known can't be read at the primary registry-a: HEAD " in b.log("replicator")
+    assert b.has("svc/app", "known") == known.digest and b.said()["leftovers"] == []
+    # Somebody pushes it again.
+    a.push("svc/app", "broken-01", broken["broken-01"])
+    until(lambda: b.has("svc/app", "broken-01") == broken["broken-01"].digest)
+    until(lambda: "broken-01" not in {each["tag"] for each in b.said()["lacking"]}, 90)
+
+
+def test_broken_tags_of_the_replica_heal(a: Host, b: Host) -> None:
+    platforms = {"linux/amd64": image("base", "amd"), "linux/arm64": image("base", "arm")}
+    wanted = image("base", "one")
+    for each in platforms.values():
+        a.push("svc/many", each.digest, each)
+    a.push_manifest("svc/many", "1", index_of(platforms), OCI_INDEX)
+    a.push("svc/app", "1", wanted)
+    until(lambda: b.has("svc/app", "1") and b.has("svc/many", "1"))
+    b.stop("replicator")
+    b.link_of("svc/app", "1").write_bytes(b"")
+    b.link_of("svc/many", "1").write_bytes(b"")
+    repositories = b.base / "store/prod/docker/registry/v2/repositories"
+    layer_digest = list(wanted.blobs)[-1].replace(":", "/")
+    (repositories / f"svc/app/_layers/{layer_digest}/link").write_bytes(b"")
+    (repositories / f"svc/many/_manifests/revisions/{platforms['linux/arm64'].digest.replace(':', '/')}/link").write_bytes(b"")
+    b.start("replicator")
+    until(lambda: b.has("svc/app", "1") == wanted.digest and b.has("svc/many", "1") == digest_of(index_of(platforms)))
+    until(lambda: b.said()["lacking"] == [])
+    a.stop()
+    assert b.pull("svc/app", "1", wanted) and all(b.pull("svc/many", each.digest, each) for each in platforms.values())
+
+
+def test_a_blob_of_a_wrong_digest_is_not_fetched_again_and_again(a: Host, b: Host) -> None:
+    wanted = image("rotten")
+    b.stop("replicator")
+    a.push("svc/rotten", "1", wanted)
+    digest, blob = list(wanted.blobs.items())[-1]
+    a.file_of(digest).write_bytes(bytes(len(blob)))
+    b.start("replicator")
+    until(lambda: any(each["why"] for each in b.said().get("lacking", [])))
+    for number in range(10):
+        a.push("svc/app", str(number), image(f"layer {number}"))
+        until(lambda: b.has("svc/app", str(number)))  # noqa: B023
+        time.sleep(1)
+    # After 1, 2, 4, 8 and 16 seconds: no event of another image makes that less.
+    assert a.doors_of(f"/v2/svc/rotten/blobs/{digest}").count("prod_packed") <= 5
+    lacking, = b.said()["lacking"]
+    assert lacking["tag"] == "1" and "400" in lacking["why"]
+    a.file_of(digest).write_bytes(blob)
+    a.push("svc/rotten", "1", wanted)
+    until(lambda: b.has("svc/rotten", "1") == wanted.digest, 10)
+
+
 def test_a_primary_that_returns_is_followed_by_nobody_and_takes_nothing(a: Host, b: Host, files: Files) -> None:
     """b took over while a was gone; a comes back as it was."""
     wanted = image("base", "one")
@@ -352,12 +526,48 @@ def test_a_primary_that_returns_is_followed_by_nobody_and_takes_nothing(a: Host,
     a.start("read", "fill", "front", "replicator")
     until(lambda: a.said().get("epoch"))
     assert a.said()["role"] == "unsure"
-    # When it does not start, but hears of it.
-    (a.base / "states/prod.json").write_text(json.dumps({"role": "primary", "primary": "registry-a", "epoch": 2}))
-    until(lambda: a.said().get("role") == "primary")
-    a.tell("primary", "registry-a", 1)
-    assert a.processes["replicator"].wait(10) == 1
     assert "registry-b is the primary of the registry prod since epoch 2, and this host knows of epoch 1 only" in a.log("replicator")
+    # When it began without having heard of it.
+    b.stop("replicator")
+    (a.base / "run/prod-confirmed").touch()
+    until(lambda: a.said().get("role") == "primary")
+    b.start("replicator")
+    assert a.processes["replicator"].wait(10) == 1
+    until(lambda: b.said()["role"] == "primary")
+
+
+def test_two_primaries_of_the_same_epoch_both_take_nothing(a: Host, b: Host, files: Files) -> None:
+    """The WAN was cut, and in each data center somebody has made its own host the primary; then the WAN is whole again."""
+    path = a.base / "etc-replica/prod.json"
+    kept = path.read_text()
+    a.stop("replicator")
+    b.stop()
+    path.write_text(json.dumps({**json.loads(kept), "urls": {"registry-b": f"http://127.0.0.1:{free_port()}"}}))
+    a.tell("primary", "registry-a", 2)
+    a.start("replicator")
+    until(lambda: a.said().get("role") == "primary")
+    b.write(files["registry-b", "registry-b"], "primary", "registry-b", 2)
+    (b.base / "run/prod-confirmed").touch()
+    b.start()
+    why = "in epoch 2, in which this host is it, too. Neither takes anything. Decide for one, and run failover.yml -e registry=prod"
+    until(lambda: f"registry-a says that registry-a is the primary of the registry prod {why}" in b.log("replicator"))
+    assert b.said()["role"] == "unsure"
+    a.stop("replicator")
+    until(lambda: b.said()["problem"].startswith("none of registry-a answers"))
+    # Now b has begun, and hears of a later.
+    (b.base / "run/prod-confirmed").touch()
+    until(lambda: b.said()["role"] == "primary")
+    path.write_text(kept)
+    a.start("replicator")
+    assert b.processes["replicator"].wait(10) == 1
+    b.start("replicator")
+    time.sleep(5)
+    assert (a.said()["role"], b.said()["role"]) == ("unsure", "unsure")
+    assert f"registry-b says that registry-b is the primary of the registry prod {why}" in a.log("replicator")
+    # What failover.yml does.
+    b.tell("primary", "registry-b", 3)
+    until(lambda: b.said()["role"] == "primary")
+    assert a.said()["role"] == "unsure"
 
 
 def test_a_replica_follows_no_earlier_epoch(a: Host, b: Host) -> None:
@@ -384,7 +594,7 @@ def test_two_replicas_that_take_each_other_for_the_primary_make_no_circle(a: Hos
     until(lambda: "says that it is a replica" in a.said()["problem"] and "says that it is a replica" in b.said()["problem"])
     until(lambda: b.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)[0] == 405)
     assert a.request("GET", "/v2/svc/none/manifests/1")[0] == 404
-    assert len(a.doors_of("/v2/svc/none/manifests/1") + b.doors_of("/v2/svc/none/manifests/1")) == 2
+    until(lambda: len(a.doors_of("/v2/svc/none/manifests/1") + b.doors_of("/v2/svc/none/manifests/1")) == 2)
 
 
 def test_the_replicator_is_killed_at_many_points(a: Host, b: Host) -> None:
@@ -426,6 +636,18 @@ def test_a_blob_goes_on_where_it_was_after_a_kill(a: Host, b: Host) -> None:
     assert b.pull("svc/app", "1", wanted) and begun(b) == 0
 
 
+def test_of_a_blob_that_is_too_long_nothing_is_kept(a: Host, b: Host) -> None:
+    wanted = image("large")
+    b.stop("replicator")
+    for digest in wanted.blobs:
+        (b.base / f"replicator/prod/parts/{digest.replace(':', '-')}").write_bytes(bytes(20_000))
+    b.start("replicator")
+    a.push("svc/app", "1", wanted)
+    until(lambda: b.has("svc/app", "1") == wanted.digest)
+    a.stop()
+    assert b.pull("svc/app", "1", wanted) and begun(b) == 0
+
+
 def test_a_cut_in_the_middle_of_a_blob(a: Host, b: Host) -> None:
     wanted = image("large", size=60_000_000)
     b.stop("replicator")
@@ -440,6 +662,22 @@ def test_a_cut_in_the_middle_of_a_blob(a: Host, b: Host) -> None:
     assert b.pull("svc/app", "1", wanted)
 
 
+def take_over(a: Host, b: Host, files: Files) -> None:
+    """What failover.yml does with the primary gone."""
+    a.stop()
+    b.stop()
+    b.write(files["registry-b", "registry-b"], "primary", "registry-b", 2)
+    (b.base / "run/prod-confirmed").touch()
+    b.start()
+    until(lambda: b.request("POST", "/v2/is/up/blobs/uploads/", login=PROMOTER)[0] == 202)
+
+
+def come_back(a: Host, files: Files) -> None:
+    """What site.yml does with the old primary."""
+    a.write(files["registry-a", "registry-b"], "replica", "registry-b", 2)
+    a.start()
+
+
 def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b: Host, files: Files) -> None:
     first, second, other, both = image("one"), image("two"), image("three"), image("four")
     a.push("svc/app", "1", first)
@@ -447,15 +685,9 @@ def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b:
     b.stop("replicator")
     a.push("svc/app", "2", second)
     a.push("svc/both", "1", other)
-    a.stop()
-    b.stop()
-    b.write(files["registry-b", "registry-b"], "primary", "registry-b", 2)
-    (b.base / "run/prod-confirmed").touch()
-    b.start()
-    until(lambda: b.request("POST", "/v2/is/up/blobs/uploads/", login=PROMOTER)[0] == 202)
+    take_over(a, b, files)
     b.push("svc/both", "1", both)
-    a.write(files["registry-a", "registry-b"], "replica", "registry-b", 2)
-    a.start()
+    come_back(a, files)
     until(lambda: b.has("svc/app", "2") == second.digest)
     until(lambda: b.has("svc/both", f"1-of-registry-a-{other.digest[7:19]}") == other.digest)
     assert b.has("svc/both", "1") == both.digest
@@ -464,6 +696,93 @@ def test_what_the_old_primary_had_alone_is_fetched_under_a_free_name(a: Host, b:
         assert f"{name}@{digest} is here and not at the primary registry-b" in a.log("replicator")
         assert f"{name}@{digest} came from registry-a" in b.log("replicator")
     assert a.pull("svc/both", f"1-of-registry-a-{other.digest[7:19]}", other)
+
+
+def test_tags_that_the_old_primary_gave_alone_are_not_lost(a: Host, b: Host, files: Files) -> None:
+    """Their images were there already, at both: a release of what had been a candidate, and a roll-back."""
+    candidate, newest = image("candidate"), image("newest")
+    a.push("svc/app", "2.7.0-rc3", candidate)
+    a.push("svc/app", "current", newest)
+    until(lambda: b.has("svc/app", "2.7.0-rc3") == candidate.digest and b.has("svc/app", "current") == newest.digest)
+    b.stop("replicator")
+    for tag in ("2.7.0", "current"):
+        a.push("svc/app", tag, candidate)
+    take_over(a, b, files)
+    come_back(a, files)
+    rolled_back = f"current-of-registry-a-{candidate.digest[7:19]}"
+    until(lambda: b.has("svc/app", "2.7.0") == candidate.digest and b.has("svc/app", rolled_back) == candidate.digest)
+    until(lambda: a.has("svc/app", "current") == newest.digest == b.has("svc/app", "current"))
+    until(lambda: a.said()["leftovers"] == [] and a.has("svc/app", rolled_back) == candidate.digest)
+    for tag in ("2.7.0", "current"):
+        assert f"svc/app:{tag}@{candidate.digest} is here and not at the primary registry-b" in a.log("replicator")
+    assert Store(str(b.base / "store/prod")).tags("svc/app").keys() == {"2.7.0-rc3", "2.7.0", "current", rolled_back}
+    # From now on it is a replica like any other.
+    b.stop("replicator")
+    a.stop("replicator")
+    b.push("svc/app", "current", candidate)
+    forget_events(b)
+    b.start("replicator")
+    until(lambda: b.said()["role"] == "primary")
+    a.start("replicator")
+    until(lambda: a.has("svc/app", "current") == candidate.digest)
+    assert a.said()["leftovers"] == [] and f"svc/app:current@{newest.digest} is here" not in a.log("replicator")
+
+
+def test_a_replica_that_lags_has_nothing_alone(a: Host, b: Host) -> None:
+    """A tag was moved at the primary by force, and this host has not heard of it."""
+    first, second = image("first"), image("second")
+    a.push("svc/app", "1", first)
+    until(lambda: b.has("svc/app", "1") == first.digest)
+    b.stop("replicator")
+    a.push("svc/app", "1", second)
+    forget_events(a)
+    b.start("replicator")
+    until(lambda: b.has("svc/app", "1") == second.digest)
+    until(lambda: b.said()["swept"])
+    assert b.said()["leftovers"] == [] and "is here and not at the primary" not in b.log("replicator")
+    assert list(Store(str(a.base / "store/prod")).tags("svc/app")) == ["1"]
+
+
+def test_what_can_not_be_rescued_stops_nothing_else(a: Host, b: Host, files: Files) -> None:
+    b.stop("replicator")
+    rotten, large = image("rotten"), image("large", size=60_000_000)
+    # In the order of their names.
+    a.push("svc/a-rotten", "1", rotten)
+    a.push("svc/b-large", "1", large)
+    a.push("svc/c-healthy", "1", image("healthy"))
+    digest, blob = list(rotten.blobs.items())[-1]
+    a.file_of(digest).write_bytes(bytes(len(blob)))
+    take_over(a, b, files)
+    come_back(a, files)
+    until(lambda: b.has("svc/c-healthy", "1"), 60)
+    assert b.has("svc/b-large", "1") == large.digest and b.has("svc/a-rotten", "1") == ""
+    until(lambda: "/v2/svc/a-rotten/blobs/uploads/" in b.said()["problem"])
+    assert b.said()["role"] == "primary"
+    begun_at, fetched = time.monotonic(), a.doors_of(f"/v2/svc/a-rotten/blobs/{digest}").count("prod_packed")
+    while time.monotonic() - begun_at < 8:
+        assert "/v2/svc/a-rotten/blobs/uploads/" in b.said()["problem"]
+        time.sleep(0.2)
+    assert a.doors_of(f"/v2/svc/a-rotten/blobs/{digest}").count("prod_packed") - fetched <= 3
+    a.file_of(digest).write_bytes(blob)
+    until(lambda: b.has("svc/a-rotten", "1") == rotten.digest, 60)
+    until(lambda: a.said()["leftovers"] == [] and b.said()["problem"] == "", 90)
+
+
+def test_a_primary_that_rescues_hears_of_its_successor_at_once(a: Host, b: Host, files: Files) -> None:
+    b.stop("replicator")
+    large = image("large", size=60_000_000)
+    a.push("svc/large", "1", large)
+    take_over(a, b, files)
+    come_back(a, files)
+    until(lambda: begun(b) > 100_000)
+    # The blob hangs in the middle.
+    a.processes["read"].send_signal(signal.SIGSTOP)
+    try:
+        a.tell("replica", "registry-a", 3)
+        assert b.processes["replicator"].wait(8) == 1
+        assert b.has("svc/large", "1") == ""
+    finally:
+        a.processes["read"].send_signal(signal.SIGCONT)
 
 
 def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port: int, tmp_path: Path) -> None:

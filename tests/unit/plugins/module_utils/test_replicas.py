@@ -98,6 +98,26 @@ def test_the_epoch_grows_by_a_failover_only() -> None:
         wanted("prod", PRIMARY, "b", FIRST, [])
 
 
+@pytest.mark.parametrize(("known", "unknown", "refused"), [
+    ({}, ["a"], True),
+    ({}, ["a", "c"], True),
+    # It was told so by a run that left out the primary, too.
+    ({"c": state(REPLICA, "b", 1)}, ["a"], True),
+    ({}, [], False),
+    ({"b": state(PRIMARY, "b", 1)}, ["a"], False),
+    # It takes again what it did not hand over.
+    ({"b": state(DRAINED, "b", 1)}, ["a"], False),
+])
+def test_nobody_becomes_the_first_primary_while_another_host_may_be_it(known: dict[str, State], unknown: list[str], refused: bool) -> None:
+    if refused:
+        with pytest.raises(RegistryFleetError, match=f"and {', '.join(unknown)} can't be asked, so one of them may be it. Run site.yml for all hosts"):
+            wanted("prod", PRIMARY, "b", known, unknown)
+    else:
+        assert wanted("prod", PRIMARY, "b", known, unknown) == state(PRIMARY, "b", 1)
+    assert wanted("prod", PRIMARY, "b", known, unknown, takes_over=True)["role"] == PRIMARY
+    assert wanted("prod", REPLICA, "b", known, unknown)["role"] == REPLICA
+
+
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", fullmatch=True), st.text(min_size=1), st.sampled_from(["sha256:" + "a" * 64]))
 def test_the_name_aside_is_a_tag(tag: str, host: str, digest: str) -> None:
     assert is_tag(aside(tag, host, digest)) and aside(tag, host, digest) != tag

@@ -58,6 +58,13 @@ def test_a_swap_by_hand_is_refused_and_a_failover_is_not(run_module: RunModule, 
     assert said["changed"] and said["state"] == {**FIRST, "epoch": 2}
 
 
+def test_a_new_host_is_no_primary_while_the_old_one_can_not_be_asked(run_module: RunModule, layout: Layout) -> None:
+    for check in (True, False):
+        said = tell(run_module, role="primary", primary="b", unknown=["a"], _ansible_check_mode=check)
+        assert said["failed"] and "a can't be asked, so one of them may be it" in said["msg"]
+    assert not Path(layout.states).exists()
+
+
 def test_a_state_that_can_not_be_read_is_no_state(run_module: RunModule, layout: Layout) -> None:
     Path(layout.states).mkdir()
     Path(layout.state("prod")).write_text("{")
