@@ -24,8 +24,20 @@ from typing import Any, Iterator
 
 import pytest
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import promote
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, ansible, digest_of, free_port, image_of, index_of, layer_of, until
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    Image,
+    Registry,
+    ansible,
+    digest_of,
+    free_port,
+    image_of,
+    index_of,
+    layer_of,
+    until,
+)
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import render_role
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_registry import program, put_down, variables
 
@@ -489,6 +501,30 @@ def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port
     assert {tag: b.has("svc/app", tag) for tag in acknowledged} == {tag: each.digest for tag, each in acknowledged.items()}
     # Its front has to find out that the old primary's is there again.
     until(lambda: "hands over to another host" in b.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)[2].decode())
+
+
+def test_nothing_is_promoted_by_what_a_replica_knows(a: Host, b: Host, registry: Registry) -> None:
+    old, new = image("base", "old"), image("base", "new")
+    for each in (old, new):
+        registry.push("svc/app", each.digest[7:19], each)
+
+    def promote_to(host: Host, promoted: Image, **more: Any) -> dict[str, Any]:
+        target = {"url": f"http://{host.address}:{host.port}", "username": "promoter", "password": "stairs"}
+        return promote([f"svc/app:{promoted.digest[7:19]} as svc/app:1"], {"url": registry.url}, target, retries=0, **more)["images"][0]
+
+    assert promote_to(a, old)["actions"][-1] == "set the tag 1"
+    until(lambda: b.has("svc/app", "1") == old.digest)
+    b.stop("replicator")
+    # There it is refused without force, and here it would be there already.
+    promote_to(a, new, force=True)
+    assert "the target has svc/app:1 already" in promote_to(a, old)["error"]
+    for why in ("leads to a host whose replicator does not answer", "leads to registry-b, a replica of registry-a"):
+        for dry in (True, False):
+            with pytest.raises(RegistryFleetError, match=f"{why}.*Write the primary's own name"):
+                promote_to(b, old, dry=dry)
+        if "replicator" not in b.processes:
+            b.start("replicator")
+    assert a.has("svc/app", "1") == new.digest
 
 
 CATCH_UP = Path(__file__).resolve().parents[3] / "playbooks/tasks/catch_up.yml"
