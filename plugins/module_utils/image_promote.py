@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
@@ -44,7 +44,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.promotion_too
     need,
     read_text_or_file,
 )
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient, RegistryError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import HttpClient, RegistryClient, RegistryError
 
 _AT_ONCE = 16
 _MAX_CONFIG_BYTES = 4 * 1024 * 1024
@@ -196,9 +196,33 @@ def promote(
     if notes:
         notes.check()
     settings = Settings(rules, signing, force, notes, promoted_by or whoever(), dry)
-    reports = promote_all(lambda *_clients: parse_all(images, ends[0].host, ends[1].host), ends, settings, parallel, copy_timeout, **waiting)
+    wanted = parse_all(images, ends[0].host, ends[1].host)
+    _refuse_replica(ends[1], **waiting)
+    reports = promote_all(lambda *_clients: wanted, ends, settings, parallel, copy_timeout, **waiting)
     changed, failed = (sum(1 for each in reports if each[name]) for name in ("changed", "error"))
     return {"images": reports, "counts": {"images": len(reports), "promoted": changed, "failed": failed}}
+
+
+def _refuse_replica(target: Endpoint, connect_timeout: float = 5.0, timeout: float = 30.0, **_unused: Any) -> None:
+    """Raises RegistryFleetError where the target's URL leads to a replica of ours, whose tags may be those of a while ago (docs/replicas.md)."""
+    try:
+        with closing(HttpClient(target.ca_certificate, target.validate_certs, connect_timeout, timeout)) as http:
+            with http.get(f"{target.url.rstrip('/')}/replica", {}) as answer:
+                body = answer.read(_MAX_CONFIG_BYTES)
+        said = json.loads(body)
+    except (RegistryError, ValueError, RecursionError):
+        # Something else answers there, or nothing, which is told of each image.
+        return
+    why = ""
+    if answer.status == 503 and b"the replicator of " in body:
+        why = "leads to a host whose replicator does not answer, so it may be a replica"
+    elif answer.status == 200 and isinstance(said, dict) and said.get("role") == "replica":
+        why = f"leads to {said.get('host')}, a replica of {said.get('primary')}"
+    if why:
+        raise RegistryFleetError(
+            f"target.url: {target.url} {why}. A replica's tags may be older than the primary's, and by them it is decided what is promoted. "
+            "Write the primary's own name."
+        )
 
 
 def promote_all(

@@ -31,10 +31,10 @@ def play(registry: Registry, target: Registry, tmp_path: Path) -> Play:
     """Run promote.yml from `registry`, of the scope ci_snapshots, to `target`; what it prints."""
     def run(
         *arguments: str, fails: bool = False, scope: str = "archive", policy: dict[str, Any] | None = None, sign: dict[str, Any] | None = None,
-        groups: dict[str, Any] | None = None, **variables: Any,
+        groups: dict[str, Any] | None = None, slash: str = "", **variables: Any,
     ) -> str:
         released = {"name": "released", "scope": scope, "url": target.url, "policy": policy, "sign": sign}
-        known = [{"name": "snapshots", "scope": "ci_snapshots", "url": registry.url}, {key: value for key, value in released.items() if value}]
+        known = [{"name": "snapshots", "scope": "ci_snapshots", "url": registry.url + slash}, {key: value for key, value in released.items() if value}]
         (tmp_path / "inventory.json").write_text(json.dumps({**(groups or {}), "all": {"vars": {
             "promote_registries": known, "promote_record": str(tmp_path / "record.jsonl"), "ansible_python_interpreter": sys.executable,
             "promote_from": "snapshots", "promote_to": "released", **variables,
@@ -97,7 +97,8 @@ def test_prod_takes_what_is_signed_and_from_the_snapshots(play: Play, registry: 
     environment = {**os.environ, "COSIGN_PASSWORD": "k3y-s3cret"}
     for name in ("ci", "prod"):
         subprocess.run(["cosign", "generate-key-pair", f"--output-key-prefix={tmp_path / name}"], env=environment, check=True, capture_output=True)
-    wanted = {"scope": "prod", "promote_images": ["svc/app:1"]}
+    # A slash at the end of the snapshots' URL is no part of a path.
+    wanted = {"scope": "prod", "promote_images": ["svc/app:1"], "slash": "/"}
     rules = {"signed_by": [str(tmp_path / "ci.pub")]}
     assert "it is not signed" in play(fails=True, policy=rules, **wanted)
     place = f"127.0.0.1:{registry.port}/svc/app:1"

@@ -18,14 +18,27 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_promote import promote
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import Image, digest_of, free_port, image_of, index_of, layer_of, until
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
+    Image,
+    Registry,
+    ansible,
+    digest_of,
+    free_port,
+    image_of,
+    index_of,
+    layer_of,
+    until,
+)
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import render_role
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_registry import program, put_down, variables
 
@@ -807,6 +820,84 @@ def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port
     assert {tag: b.has("svc/app", tag) for tag in acknowledged} == {tag: each.digest for tag, each in acknowledged.items()}
     # Its front has to find out that the old primary's is there again.
     until(lambda: "hands over to another host" in b.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)[2].decode())
+
+
+def test_nothing_is_promoted_by_what_a_replica_knows(a: Host, b: Host, registry: Registry) -> None:
+    old, new = image("base", "old"), image("base", "new")
+    for each in (old, new):
+        registry.push("svc/app", each.digest[7:19], each)
+
+    def promote_to(host: Host, promoted: Image, **more: Any) -> dict[str, Any]:
+        target = {"url": f"http://{host.address}:{host.port}", "username": "promoter", "password": "stairs"}
+        return promote([f"svc/app:{promoted.digest[7:19]} as svc/app:1"], {"url": registry.url}, target, retries=0, **more)["images"][0]
+
+    assert promote_to(a, old)["actions"][-1] == "set the tag 1"
+    until(lambda: b.has("svc/app", "1") == old.digest)
+    b.stop("replicator")
+    # There it is refused without force, and here it would be there already.
+    promote_to(a, new, force=True)
+    assert "the target has svc/app:1 already" in promote_to(a, old)["error"]
+    for why in ("leads to a host whose replicator does not answer", "leads to registry-b, a replica of registry-a"):
+        for dry in (True, False):
+            with pytest.raises(RegistryFleetError, match=f"{why}.*Write the primary's own name"):
+                promote_to(b, old, dry=dry)
+        if "replicator" not in b.processes:
+            b.start("replicator")
+    assert a.has("svc/app", "1") == new.digest
+
+
+CATCH_UP = Path(__file__).resolve().parents[3] / "playbooks/tasks/catch_up.yml"
+
+
+def catch_up(host: Host, directory: Path, **variables: Any) -> str:
+    """Run playbooks/tasks/catch_up.yml at the host; why it failed."""
+    known = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "catch_up_registry": "prod",
+        "__registry_replica_lib": str(host.base / "lib-replica"), "__registry_replica_config": str(host.base / "etc-replica"), **variables,
+    }
+    # The template lies beside the playbooks.
+    (directory / "templates").mkdir(exist_ok=True)
+    shutil.copy(CATCH_UP.parents[1] / "templates/catch_up.txt.j2", directory / "templates")
+    (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": {host.name: known}}}))
+    said = {"name": "Why", "ansible.builtin.debug": {"msg": "{{ ansible_failed_result.msg }}"}}
+    tasks = {"block": [{"ansible.builtin.import_tasks": str(CATCH_UP)}], "rescue": [said]}
+    (directory / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [tasks]}]))
+    done = ansible("ansible-playbook", "-i", "hosts.json", "play.yml", directory=directory, ANSIBLE_STDOUT_CALLBACK="json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = {task["task"]["name"]: task["hosts"][host.name] for task in json.loads(done.stdout[done.stdout.index("{"):])["plays"][0]["tasks"]}
+    return str(ran["Why"]["msg"]) if "Why" in ran else ""
+
+
+def test_to_catch_up_waits_for_a_replicator_that_starts(a: Host, b: Host, tmp_path: Path) -> None:
+    b.stop("replicator")
+    wanted = image("base", "one")
+    a.push("svc/app", "1", wanted)
+    starts = threading.Timer(5, b.start_one, ["replicator"])
+    starts.start()
+    assert catch_up(b, tmp_path) == ""
+    starts.join()
+    assert b.has("svc/app", "1") == wanted.digest
+
+
+def test_to_catch_up_waits_for_nothing_but_what_is_wanted(a: Host, b: Host, tmp_path: Path) -> None:
+    b.stop("replicator")
+    broken, wanted = image("base", "broken"), image("base", "one")
+    a.push("svc/app", "broken", broken)
+    a.push("svc/app", "1", wanted)
+    lost = digest_of(layer("broken"))
+    Path(Store(str(a.base / "store/prod")).blob_path(lost)).unlink()
+    b.start("replicator")
+    assert catch_up(b, tmp_path, catch_up_images=["svc/app:1", f"svc/app@{wanted.digest}"]) == ""
+    assert b.has("svc/app", "1") == wanted.digest and b.has("svc/app", "broken") == ""
+    # Nothing is left out otherwise. Two of its twenty tries are enough to see that.
+    for images in ({}, {"catch_up_images": ["svc/app:broken"]}, {"catch_up_images": [f"svc/app@{broken.digest}"]}):
+        said = catch_up(b, tmp_path, catch_up_retries=2, **images)
+        assert said.startswith(f"registry-b: 1 images lack: svc/app:broken@{broken.digest} ("), said
+
+
+def test_to_catch_up_a_host_that_is_not_reached_says_so(b: Host, tmp_path: Path) -> None:
+    said = catch_up(b, tmp_path, ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=free_port())
+    assert said.startswith("registry-b: ") and "Connection refused" in said, said
 
 
 @pytest.mark.parametrize("offset", ["+ 86400", "- 86400"])
