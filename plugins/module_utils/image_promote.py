@@ -206,9 +206,9 @@ def promote(
 def _refuse_replica(target: Endpoint, connect_timeout: float = 5.0, timeout: float = 30.0, **_unused: Any) -> None:
     """Raises RegistryFleetError where the target's URL leads to a replica of ours, whose tags may be those of a while ago (docs/replicas.md)."""
     try:
-        with closing(HttpClient(target.ca_certificate, target.validate_certs, connect_timeout, timeout)) as http:
-            with http.get(f"{target.url.rstrip('/')}/replica", {}) as answer:
-                body = answer.read(_MAX_CONFIG_BYTES)
+        client = HttpClient(target.ca_certificate, target.validate_certs, connect_timeout, timeout)
+        with closing(client), client.get(f"{target.url.rstrip('/')}/replica", {}) as answer:
+            body = answer.read(_MAX_CONFIG_BYTES)
         said = json.loads(body)
     except (RegistryError, ValueError, RecursionError):
         # Something else answers there, or nothing, which is told of each image.

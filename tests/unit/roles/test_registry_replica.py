@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -296,6 +297,12 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     event = json.dumps({"events": [{"action": "push", "target": {"repository": "svc/app", "tag": "1", "digest": f"sha256:{'0' * 64}"}}]}).encode()
     for login in ("", PROMOTER, "Basic " + base64.b64encode(b"replica:wrong").decode()):
         assert b.request("POST", "/replica", event, login)[0] == 401
+    # The replicator has seen the last of them alone.
+    def asked() -> list[bool]:
+        lines = map(json.loads, filter(lambda line: line.startswith("{"), b.log("front").splitlines()))
+        return [each["door"] == "prod_replica" for each in lines if (each["method"], each["path"]) == ("POST", "/replica")]
+
+    until(lambda: asked()[-3:] == [False, False, True])
     assert b.said()["lacking"] == []
     assert b.request("POST", "/replica", event, "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode())[0] == 200
     # There is none.
@@ -958,6 +965,26 @@ def test_systemd_takes_the_units(hosts: dict[str, Host], tmp_path: Path) -> None
     assert done.returncode == 0 and "mirrorfleet" not in done.stderr, done.stderr
     assert "BindsTo=mirrorfleet-replicator@prod.service\n" in (units / "mirrorfleet-registry-write@prod.service.d/replica.conf").read_text()
     assert not (hosts["registry-b"].base / "units/mirrorfleet-registry-write@prod.service.d/replica.conf").exists()
+
+
+def test_a_door_to_write_opens_where_the_host_is_the_primary_or_has_no_replicas(hosts: dict[str, Host], tmp_path: Path) -> None:
+    """What systemd asks before it opens the door."""
+    base = hosts["registry-a"].base
+    line, = re.findall(r"^ExecCondition=/bin/sh -c '(.*)'$", (base / "units/mirrorfleet-registry-write@.service").read_text(), re.MULTILINE)
+    command = line.replace("$$", "$").replace("%i", "prod").replace("/var/lib/mirrorfleet/registry-replicas", str(tmp_path))
+
+    def opens(told: str, door: str) -> bool:
+        (tmp_path / "prod.json").write_text(json.dumps({"role": told, "primary": "registry-b", "epoch": 2}))
+        (base / "etc/prod-write.yml").write_text(door)
+        return subprocess.run(["sh", "-c", command], check=False).returncode == 0
+
+    primary, replica = ((host.base / "etc/prod-write.yml").read_text() for host in hosts.values())
+    alone = primary[:primary.index("# The replicas are told")]
+    assert [opens("primary", door) for door in (primary, replica, alone)] == [True, True, True]
+    assert [opens("replica", door) for door in (primary, replica, alone)] == [False, True, True]
+    (tmp_path / "prod.json").unlink()
+    (base / "etc/prod-write.yml").write_text(primary)
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
 
 
 def test_no_file_that_others_read_has_the_secret(files: Files) -> None:
