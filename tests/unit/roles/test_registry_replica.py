@@ -117,6 +117,10 @@ class Host:
             return False
         return all(self.request("GET", f"/v2/{repository}/blobs/{digest}")[::2] == (200, blob) for digest, blob in image.blobs.items())
 
+    def ask_replicator(self, word: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-S", "-B", str(self.base / "lib-replica/replicator.py"), str(self.base / "etc-replica/prod.json"), word]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+
     def proc(self, key: str) -> int:
         """What Linux says of the replicator: a size in kB, or a number."""
         lines = Path(f"/proc/{self.processes['replicator'].pid}/status").read_text().splitlines()
@@ -340,10 +344,7 @@ def test_a_replica_far_behind_is_no_burden(a: Host, b: Host) -> None:
     metrics = b.base / "metrics/mirrorfleet_replica_prod.prom"
     until(lambda: 'mirrorfleet_replica_lacking_images{registry="prod"} 90000\n' in metrics.read_text())
     assert len(json.loads(path.read_text())["lacking"]) == 90_000
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json"), "status"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )
+    done = b.ask_replicator("status")
     assert (json.loads(done.stdout)["lacking_images"], len(json.loads(done.stdout)["lacking"])) == (90_000, 10_000)
     assert b.proc("VmHWM") < 500_000
     # Nobody but this replica can tell the primary that it is the only one.
@@ -798,15 +799,26 @@ def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port
     status, _headers, said = a.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)
     assert status == 405 and "hands over to another host" in said.decode()
     b.start("replicator")
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json"), "sweep"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )
+    done = b.ask_replicator("sweep")
+    assert done.returncode == 0
     said = json.loads(done.stdout)
     assert (said["follows"], said["lacking"]) == (True, [])
     assert {tag: b.has("svc/app", tag) for tag in acknowledged} == {tag: each.digest for tag, each in acknowledged.items()}
     # Its front has to find out that the old primary's is there again.
     until(lambda: "hands over to another host" in b.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)[2].decode())
+
+
+def test_a_sweep_that_could_not_compare_is_none(a: Host, b: Host) -> None:
+    """failover.yml must not take "nothing lacks" for an answer then."""
+    a.stop("read")
+    done = b.ask_replicator("sweep")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["follows"], said["lacking"]) == (1, True, []) and "503" in said["problem"]
+    a.start("read")
+    assert b.ask_replicator("sweep").returncode == 0
+    a.stop("front")
+    until(lambda: not b.said()["follows"])
+    assert b.ask_replicator("sweep").returncode == 1
 
 
 @pytest.mark.parametrize("offset", ["+ 86400", "- 86400"])
