@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -292,6 +293,21 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     # There is none.
     until(lambda: b.said()["lacking"] == [])
     assert f"svc/app:1@sha256:{'0' * 64} does not come: the primary registry-a has none" in b.log("replicator")
+
+
+def test_many_events_at_once_are_written_down(b: Host) -> None:
+    knows = "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode()
+
+    def tell(number: int) -> int:
+        target = {"repository": f"svc/app-{number}", "tag": "1", "digest": f"sha256:{'0' * 64}"}
+        return b.request("POST", "/replica", json.dumps({"events": [{"action": "push", "target": target}]}).encode(), knows)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(tell, range(200))
+        for _number in range(500):
+            assert json.loads((b.base / "replicator/prod/status.json").read_text())["host"] == "registry-b"
+    assert set(answers) == {200}
+    assert "can't be written" not in b.log("replicator")
 
 
 def test_who_does_not_know_the_secret_takes_no_memory(b: Host) -> None:
