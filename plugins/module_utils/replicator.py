@@ -222,8 +222,9 @@ class Replicator:
     def heard(self, events: Sequence[Any]) -> None:
         """What a distribution reports."""
 
-    def sweep_now(self) -> None:
-        """Look through everything, and come back when that is done."""
+    def sweep_now(self) -> bool:
+        """Look through everything, and come back when that is done; whether it could be."""
+        return True
 
     def _received(self) -> int:
         return self.status.received_bytes + (self._copier.received if self._copier else 0)
@@ -297,6 +298,7 @@ class Follower(Replicator):
         self._swept_at = -1.0
         # Who asked for a sweep takes a number, and waits until it is served.
         self._asked = self._served = 0
+        self._compared = False
         # By the names of images, and of the steps of _work.
         self._later = Later()
 
@@ -305,9 +307,12 @@ class Follower(Replicator):
         while not self.stopping:
             with self.changed:
                 number = self._asked
+            asked = number > self._served
+            if asked:
+                self._compared = False
             self._look_at_primary()
             if self.status.follows:
-                self._work(number > self._served)
+                self._work(asked)
             self.keep()
             with self.changed:
                 self._served = number
@@ -330,13 +335,14 @@ class Follower(Replicator):
             self.changed.notify_all()
         self.keep()
 
-    def sweep_now(self) -> None:
+    def sweep_now(self) -> bool:
         with self.changed:
             self._asked += 1
             number, self.news = self._asked, True
             self.changed.notify_all()
             while self._served < number and not self.stopping:
                 self.changed.wait(1)
+            return self._compared
 
     def _look_at_primary(self) -> None:
         """Whether the primary is one that may be followed."""
@@ -414,7 +420,7 @@ class Follower(Replicator):
                     say(f"<4>{image.name} is here and not at the primary {self.settings.primary}, which fetches it now")
                 self.status.leftovers.setdefault(image.name, image)
         door.tidy(_PART_SECONDS)
-        self.status.swept, self.status.was_primary = True, False
+        self._compared, self.status.swept, self.status.was_primary = True, True, False
         # Before a tag here is made to name what it names there.
         self.keep()
         self._swept_at = time.monotonic()
@@ -546,9 +552,9 @@ class Watch(Replicator):
             with suppress(OSError):
                 os.unlink(self.settings.confirmed)
             return (
-                f"{rival[0]} says that {rival[1]['primary']} is the primary of the registry {registry} in epoch {state['epoch']}, in which this host is it, too. "
-                f"Neither takes anything. Decide for one, and run failover.yml -e registry={registry} -e to=<host> -e unannounced=true: what the "
-                "other has alone is brought to it"
+                f"{rival[0]} says that {rival[1]['primary']} is the primary of the registry {registry} in epoch {state['epoch']}, in which this host "
+                f"is it, too. Neither takes anything. Decide for one, and run failover.yml -e registry={registry} -e to=<host> -e unannounced=true: "
+                "what the other has alone is brought to it"
             )
         if not self._is_ready and not answers and not self._is_confirmed():
             return (
@@ -682,7 +688,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}.
+    """GET /replica: what this host is and lacks. POST /replica, with the secret: what distribution reports, or {"sweep": true}, which is
+    answered by 503 when the tags could not be compared.
 
     HTTP/1.0: who has his answer goes, and keeps no handler.
     """
@@ -691,7 +698,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        self._answer(200 if self.path == PATH else 404, _LONG if self._knows_secret() else _SHORT)
+        self._answer(200, _LONG if self._knows_secret() else _SHORT) if self.path == PATH else self._answer(404)
 
     def do_POST(self) -> None:
         replicator = self.server.replicator
@@ -707,8 +714,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (ValueError, AttributeError, RecursionError):
             return self._answer(400)
         if said.get("sweep"):
-            replicator.sweep_now()
-            return self._answer(200, _LONG)
+            return self._answer(200 if replicator.sweep_now() else 503, _LONG)
         replicator.heard(events if isinstance(events, list) else [])
         return self._answer(200)
 
@@ -717,7 +723,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, status: int, most: int = 0) -> None:
         try:
-            body = json.dumps(self.server.replicator.said(most) if status == 200 else {}).encode()
+            body = json.dumps(self.server.replicator.said(most) if most or status == 200 else {}).encode()
         except RegistryFleetError:
             status, body = 503, b"{}"
         self.send_response(status)

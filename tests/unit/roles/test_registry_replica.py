@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -130,6 +131,10 @@ class Host:
         if (status, body) != (200, image.manifest):
             return False
         return all(self.request("GET", f"/v2/{repository}/blobs/{digest}")[::2] == (200, blob) for digest, blob in image.blobs.items())
+
+    def ask_replicator(self, word: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-S", "-B", str(self.base / "lib-replica/replicator.py"), str(self.base / "etc-replica/prod.json"), word]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
 
     def proc(self, key: str) -> int:
         """What Linux says of the replicator: a size in kB, or a number."""
@@ -310,6 +315,21 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     assert f"svc/app:1@sha256:{'0' * 64} does not come: the primary registry-a has none" in b.log("replicator")
 
 
+def test_many_events_at_once_are_written_down(b: Host) -> None:
+    knows = "Basic " + base64.b64encode(f"replica:{SECRET}".encode()).decode()
+
+    def tell(number: int) -> int:
+        target = {"repository": f"svc/app-{number}", "tag": "1", "digest": f"sha256:{'0' * 64}"}
+        return b.request("POST", "/replica", json.dumps({"events": [{"action": "push", "target": target}]}).encode(), knows)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(tell, range(200))
+        for _number in range(500):
+            assert json.loads((b.base / "replicator/prod/status.json").read_text())["host"] == "registry-b"
+    assert set(answers) == {200}
+    assert "can't be written" not in b.log("replicator")
+
+
 def test_who_does_not_know_the_secret_takes_no_memory(b: Host) -> None:
     before = b.proc("VmHWM")
     connections = []
@@ -360,10 +380,7 @@ def test_a_replica_far_behind_is_no_burden(a: Host, b: Host) -> None:
     metrics = b.base / "metrics/mirrorfleet_replica_prod.prom"
     until(lambda: 'mirrorfleet_replica_lacking_images{registry="prod"} 90000\n' in metrics.read_text())
     assert len(json.loads(path.read_text())["lacking"]) == 90_000
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json"), "status"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )
+    done = b.ask_replicator("status")
     assert (json.loads(done.stdout)["lacking_images"], len(json.loads(done.stdout)["lacking"])) == (90_000, 10_000)
     assert b.proc("VmHWM") < 500_000
     # Nobody but this replica can tell the primary that it is the only one.
@@ -818,10 +835,8 @@ def test_a_handover_loses_nothing(a: Host, b: Host, bases: dict[str, Path], port
     status, _headers, said = a.request("POST", "/v2/svc/app/blobs/uploads/", login=PROMOTER)
     assert status == 405 and "hands over to another host" in said.decode()
     b.start("replicator")
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", str(b.base / "lib-replica/replicator.py"), str(b.base / "etc-replica/prod.json"), "sweep"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )
+    done = b.ask_replicator("sweep")
+    assert done.returncode == 0
     said = json.loads(done.stdout)
     assert (said["follows"], said["lacking"]) == (True, [])
     assert {tag: b.has("svc/app", tag) for tag in acknowledged} == {tag: each.digest for tag, each in acknowledged.items()}
@@ -905,6 +920,19 @@ def test_to_catch_up_waits_for_nothing_but_what_is_wanted(a: Host, b: Host, tmp_
 def test_to_catch_up_a_host_that_is_not_reached_says_so(b: Host, tmp_path: Path) -> None:
     said = catch_up(b, tmp_path, ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=free_port())
     assert said.startswith("registry-b: ") and "Connection refused" in said, said
+
+
+def test_a_sweep_that_could_not_compare_is_none(a: Host, b: Host) -> None:
+    """failover.yml must not take "nothing lacks" for an answer then."""
+    a.stop("read")
+    done = b.ask_replicator("sweep")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["follows"], said["lacking"]) == (1, True, []) and "503" in said["problem"]
+    a.start("read")
+    assert b.ask_replicator("sweep").returncode == 0
+    a.stop("front")
+    until(lambda: not b.said()["follows"])
+    assert b.ask_replicator("sweep").returncode == 1
 
 
 @pytest.mark.parametrize("offset", ["+ 86400", "- 86400"])
