@@ -620,6 +620,7 @@ def test_object_storage_is_for_one_registry_of_one_host(with_registry: Fleet) ->
     with_registry.groups["registries"] = ["r1", "r2"]
     with_registry.vars["registries"]["registry_here"][1] = {
         **PROD, "storage": {"azure": {"accountname": "a", "accountkey": "{{ key }}", "container": "images"}}, "signing_key": KEY,
+        "backup_target": None,
     }
     with_registry.refused(
         "group registries: registry_here: registry 'prod': storage: azure: Debian's distribution is built without it. Write registry_runtime: container.",
