@@ -303,6 +303,7 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     for login in ("", PROMOTER, "Basic " + base64.b64encode(b"replica:wrong").decode()):
         assert b.request("POST", "/replica", event, login)[0] == 401
     # The replicator has seen the last of them alone.
+
     def asked() -> list[bool]:
         lines = map(json.loads, filter(lambda line: line.startswith("{"), b.log("front").splitlines()))
         return [each["door"] == "prod_replica" for each in lines if (each["method"], each["path"]) == ("POST", "/replica")]
