@@ -218,16 +218,13 @@ def metrics_text(name: str, outcome: Outcome, state: Mapping[str, float]) -> str
         ("current", outcome.current), ("came", outcome.came), ("held_elsewhere", outcome.held), ("gone_upstream", outcome.gone), ("failed", outcome.failed),
     )
     whole = labels(registry=name)
-    rows = [
-        ("tags", "gauge", "What the last run found; a tag may count as several of these.", {
-            labels(registry=name, state=key): float(len(found)) for key, found in tags
-        }),
-        ("received_bytes_total", "counter", "Bytes of blobs that came.", {whole: state["bytes"]}),
-        ("last_run_timestamp_seconds", "gauge", "When it ran last.", {whole: state["ran"]}),
-        ("last_success_timestamp_seconds", "gauge", "When nothing failed last; 0 before.", {whole: state["succeeded"]}),
-    ]
     return exposition("mirrorfleet_archive", [
-        (metric, kind, meaning, {where: f"{value:.0f}" for where, value in values.items()}) for metric, kind, meaning, values in rows
+        ("tags", "gauge", "What the last run found; a tag may count as several of these.", {
+            labels(registry=name, state=key): len(found) for key, found in tags
+        }),
+        ("received_bytes_total", "counter", "Bytes of blobs that came.", {whole: round(state["bytes"])}),
+        ("last_run_timestamp_seconds", "gauge", "When it ran last.", {whole: round(state["ran"])}),
+        ("last_success_timestamp_seconds", "gauge", "When nothing failed last; 0 before.", {whole: round(state["succeeded"])}),
     ])
 
 

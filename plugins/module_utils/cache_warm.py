@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError, at_least
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import replace
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_manifest import (
     MAX_MANIFEST_BYTES,
     Descriptor,
@@ -439,14 +440,8 @@ class Progress:
     def tell(self, state: dict[str, Any]) -> None:
         if not self._directory:
             return
-        path = os.path.join(self._directory, PROGRESS_FILE)
-        try:
-            with open(f"{path}.new", "w", encoding="ascii") as file:
-                os.fchmod(file.fileno(), 0o644)
-                json.dump(state, file)
-            os.rename(f"{path}.new", path)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            replace(os.path.join(self._directory, PROGRESS_FILE), json.dumps(state), 0o644)
 
     def close(self) -> None:
         if self._directory:

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Sequence, Tuple
+from typing import Mapping, Sequence, Tuple
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import say
@@ -90,7 +90,8 @@ class _Run:
         for repository in self._store.repositories():
             links = self._store.tag_links(repository)
             tags = [Tag(name, link.digest, link.written) for name, link in links.items()]
-            for name in sorted(expired(tags, self._rule, self._now, self._parts, self._grace, self._used_lately(repository))):
+            used = self._used_lately(self._store.revision_links(repository))
+            for name in sorted(expired(tags, self._rule, self._now, self._parts, self._grace, used)):
                 path = self._store.tag_path(repository, name)
                 seen = self._store.held(f"{path}/current/link")
                 # It may have been pushed since it was read.
@@ -213,15 +214,15 @@ class _Run:
 
     def _kept(self, repository: str) -> set[str]:
         """The manifests that tags lead to, and those that were pushed or pulled within the grace, with what they lead to."""
-        kept = {link.digest for link in self._store.tag_links(repository).values()} | self._used_lately(repository)
+        links = self._store.revision_links(repository)
+        kept = {link.digest for link in self._store.tag_links(repository).values()} | self._used_lately(links)
         for digest in list(kept):
             kept.update(self._parts(digest))
         # A tag that names what is not there, or an index without all of its platforms, keeps nothing else from going.
-        return kept & set(self._store.revision_links(repository))
+        return kept & set(links)
 
-    def _used_lately(self, repository: str) -> set[str]:
+    def _used_lately(self, links: Mapping[str, Link]) -> set[str]:
         """The manifests that were pushed or pulled within the grace, by a tag or by digest."""
-        links = self._store.revision_links(repository)
         return {digest for digest, link in links.items() if self._now - max(link.written, link.read) < self._grace}
 
     def _is_new(self, seen: Held) -> bool:

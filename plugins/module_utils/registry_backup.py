@@ -397,8 +397,9 @@ class _Run:
                 continue
             path = os.path.join(self._links, repository, LIST)
             text = "".join(f"{line}\n" for line in found.lines)
-            if _content(path) != text:
-                gone += _lost(repository, path, found.lines)
+            before = _content(path)
+            if before != text:
+                gone += _lost(repository, before, found.lines)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 replace(path, text)
             wanted.add(path)
@@ -410,7 +411,7 @@ class _Run:
             for name in names:
                 path = os.path.join(directory, name)
                 if path not in wanted:
-                    gone += _lost(os.path.relpath(directory, self._links), path, ())
+                    gone += _lost(os.path.relpath(directory, self._links), _content(path), ())
                     os.unlink(path)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
@@ -438,12 +439,11 @@ class _Run:
             self.record.problems.append(str(error))
 
 
-def _lost(repository: str, path: str, lines: Sequence[Line]) -> list[str]:
-    """The tags that the list at ``path`` has, and these lines have not."""
+def _lost(repository: str, before: str | None, lines: Sequence[Line]) -> list[str]:
+    """The tags that the list had before, and these lines have not."""
     tags = {line.tag for line in lines}
-    # A power cut may have left anything of it.
-    with contextlib.suppress(RegistryFleetError, UnicodeDecodeError):
-        return [f"{repository}:{line.tag}" for line in map(parse_line, (_content(path) or "").splitlines()) if line.tag and line.tag not in tags]
+    with contextlib.suppress(RegistryFleetError):
+        return [f"{repository}:{line.tag}" for line in map(parse_line, (before or "").splitlines()) if line.tag and line.tag not in tags]
     return []
 
 
@@ -467,7 +467,8 @@ def _last_success(directory: str) -> float:
 
 def _content(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as file:
+        # A power cut may have left anything of it.
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except FileNotFoundError:
         return None

@@ -158,13 +158,13 @@ def restore(
     with as_owner(os.path.realpath(settings.storage)) if os.path.isdir(settings.storage) else contextlib.nullcontext():
         store = Store(settings.storage)
     outcome = Outcome(snapshot.id[:8], utc(snapshot.at), snapshot.owner, len(chosen), sum(1 for lines in chosen.values() for line in lines if line.tag))
+    run = _Run(restic, snapshot, store, chosen, wanted, outcome)
     with contextlib.ExitStack() as stack:
         with as_owner(store.root):
             if not check_mode:
                 stack.enter_context(locked(store.root, "a restore", lock_timeout))
                 # What one that was killed may have left, even if nothing but this was left to do.
-                shutil.rmtree(os.path.join(store.root, DIRECTORY, _COMING), ignore_errors=True)
-            run = _Run(restic, snapshot, store, chosen, wanted, outcome)
+                run.tidy()
             run.look()
         if check_mode:
             outcome.moved = run.moves()
@@ -332,7 +332,7 @@ class _Run:
                     for repository, lines in self._lines.items():
                         self._write_links(repository, [line for line in lines if bool(line.tag) == are_tags])
                     os.sync()
-                shutil.rmtree(self._coming, ignore_errors=True)
+                self.tidy()
             self._tell_of_bad()
         except OSError as error:
             raise RegistryFleetError(
@@ -340,6 +340,10 @@ class _Run:
             ) from None
         finally:
             os.umask(umask)
+
+    def tidy(self) -> None:
+        """Nothing that came is anywhere but in its place."""
+        shutil.rmtree(self._coming, ignore_errors=True)
 
     def _what_is_there(self, digest: str, size: int) -> str:
         held = self._store.held(self._store.blob_path(digest))

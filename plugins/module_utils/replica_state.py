@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Mapping
 
+from ansible_collections.mirrorfleet.registry.plugins.module_utils import files
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.replicas import PRIMARY, REPLICA, State, latest, refusal
 
@@ -80,18 +81,7 @@ def wanted(
 def write(layout: Layout, registry: str, state: State) -> None:
     """Tell the host, at once and for good. Raises OSError."""
     os.makedirs(layout.states, mode=0o755, exist_ok=True)
-    path = layout.state(registry)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o644)
-        json.dump(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{path}.new", path)
-    directory = os.open(layout.states, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.write(layout.state(registry), json.dumps(state).encode(), os.geteuid(), os.getegid())
 
 
 def confirm(layout: Layout, registry: str) -> None:

@@ -18,6 +18,7 @@ import time
 from typing import Any, Iterator
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.host_program import replace
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.times import utc
 
 DIRECTORY = ".mirrorfleet"
@@ -129,19 +130,11 @@ def load(root: str, name: str) -> dict[str, Any]:
 def save(root: str, name: str, state: dict[str, Any]) -> str:
     """Replace what was saved, at once; why it could not be, or nothing. A full disk keeps nobody from making room on it."""
     directory = os.path.join(root, DIRECTORY)
-    new = os.path.join(directory, f"{name}.new")
     try:
         with contextlib.suppress(FileExistsError):
             # The edge may see whether the cache is out of service.
             os.mkdir(directory, 0o711)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(descriptor)
-        os.rename(new, os.path.join(directory, name))
+        replace(os.path.join(directory, name), json.dumps(state), durable=True)
     except OSError as error:
         return f"{directory}/{name} can't be written: {error.strerror}"
     return ""

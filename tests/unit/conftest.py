@@ -49,6 +49,9 @@ settings.load_profile("any-machine")
 # Not the file's own place, which may be reached by a link.
 COLLECTIONS = Path(errors.__file__).parents[5]
 
+# Root without its privileges, which is who may read nothing that it is not allowed to.
+UNPRIVILEGED = ("setpriv", "--bounding-set", "-all")
+
 OCI = "application/vnd.oci.image"
 _BLANK_LINE = b"\r\n\r\n"
 

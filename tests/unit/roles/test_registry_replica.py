@@ -302,8 +302,8 @@ def test_only_who_knows_the_secret_tells_of_a_push(a: Host, b: Host) -> None:
     event = json.dumps({"events": [{"action": "push", "target": {"repository": "svc/app", "tag": "1", "digest": f"sha256:{'0' * 64}"}}]}).encode()
     for login in ("", PROMOTER, "Basic " + base64.b64encode(b"replica:wrong").decode()):
         assert b.request("POST", "/replica", event, login)[0] == 401
-    # The replicator has seen the last of them alone.
 
+    # The replicator has seen the last of them alone.
     def asked() -> list[bool]:
         lines = map(json.loads, filter(lambda line: line.startswith("{"), b.log("front").splitlines()))
         return [each["door"] == "prod_replica" for each in lines if (each["method"], each["path"]) == ("POST", "/replica")]

@@ -28,6 +28,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage impor
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_aside import Aside
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     COLLECTIONS,
+    UNPRIVILEGED,
     Image,
     Registry,
     StartRegistry,
@@ -397,9 +398,8 @@ def test_what_a_link_that_can_not_be_read_leads_to_stays(registry: Registry, how
         "from ansible_collections.mirrorfleet.registry.plugins.module_utils import keeper, retention\n"
         f"print(keeper.keep({str(registry.root)!r}, retention.Rule(1, 0), {GRACE}, 0.1))"
     )
-    # Root without its privileges, which is who may read nothing that it is not allowed to.
     said = subprocess.run(
-        ["setpriv", "--bounding-set", "-all", sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        [*UNPRIVILEGED, sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
         check=True, capture_output=True, text=True,
     ).stdout
     assert "Because of that no manifest and no blob is removed" in said

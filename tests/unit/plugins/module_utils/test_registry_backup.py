@@ -46,6 +46,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.restic import
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_state import locked
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     COLLECTIONS,
+    UNPRIVILEGED,
     Image,
     ObjectStorage,
     Registry,
@@ -281,8 +282,7 @@ def test_a_directory_that_can_not_be_read_makes_no_backup(settings: Settings, re
         registry.push(f"svc/{name}", "1", image())
     (registry.v2 / path).chmod(0)
     try:
-        # Root without its privileges, which is who may read nothing that it is not allowed to.
-        process = program(RUN, settings, "setpriv", "--bounding-set", "-all")
+        process = program(RUN, settings, *UNPRIVILEGED)
         said = process.communicate(timeout=120)[0].decode()
     finally:
         (registry.v2 / path).chmod(0o755)
