@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import functools
 import gzip
 import hashlib
 import http.client
 import io
 import ipaddress
+import itertools
 import json
 import os
 import random
@@ -60,11 +62,35 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+@functools.lru_cache(maxsize=None)
+def port_endings() -> range:
+    """The last three digits of the ports that this process gives out: no other pytest gives out one of these, and binds what was free here."""
+    for number in range(10):
+        mark = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            # An abstract name, which goes when the process does.
+            mark.bind(f"\0mirrorfleet-ports-{number}")
+            _MARKS.append(mark)
+            return range(number * 100, number * 100 + 100)
+        mark.close()
+    return range(1000)
+
+
+_MARKS: list[socket.socket] = []
+
+
+@functools.lru_cache(maxsize=None)
+def _ports() -> Iterator[int]:
+    """One after the other, so that none is given out again soon. The other endings are for the ports of upstreams."""
+    endings = port_endings()[::2]
+    return itertools.cycle(random.sample([thousand + ending for thousand in range(20000, 32000, 1000) for ending in endings], 12 * len(endings)))
+
+
 def free_port() -> int:
     """Below the ephemeral ones, of which another program may be given one in the meantime."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.randrange(20000, 32000)
+            port = next(_ports())
             probe.bind(("127.0.0.1", port))
             return port
 
@@ -378,8 +404,8 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, answers: Answers) -> None:
-        super().__init__(("127.0.0.1", 0), _Connection)
+    def __init__(self, answers: Answers, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Connection)
         self.answers = answers
         self.connections = 0
         self.requests: list[str] = []  # their heads

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
+import itertools
 import json
 import os
 import random
@@ -24,7 +26,7 @@ import pytest
 import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible, port_endings
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 
@@ -86,10 +88,17 @@ def is_free(port: int) -> bool:
         return True
 
 
+@functools.lru_cache(maxsize=None)
+def _endings() -> Iterator[int]:
+    """Those that free_port leaves. All ports of an upstream have the same."""
+    endings = port_endings()[1::2]
+    return itertools.cycle(random.sample(endings, len(endings)))
+
+
 def upstream_port() -> int:
     """An upstream's port, all of whose ports are free and below the ephemeral ones, where a connection of another test may come to be."""
     while True:
-        port = random.randrange(2000, 32000 - max(PORT_OFFSETS.values()))
+        port = random.randrange(2000, 32000 - max(PORT_OFFSETS.values()), 1000) + next(_endings())
         if all(is_free(port + offset) for offset in PORT_OFFSETS.values()):
             return port
 

@@ -157,7 +157,7 @@ AUTHORITY, STRANGER = Authority("the fleet's"), Authority("a stranger's")
 def fleet(render: Render, base: Path) -> Iterator[Fleet]:
     address, port = own_address(), upstream_port()
     key, certificate = AUTHORITY.leaf(address)
-    ports = {"hub": port, "central": port + 1}
+    ports = {"hub": port, "central": upstream_port()}
     shared = {
         "mirror_upstreams": [{"name": name, "url": f"http://{name}.test", "port": number, "canary": "a:1"} for name, number in ports.items()],
         "mirror_edge_allowed_networks": ["0.0.0.0/0"],

@@ -37,7 +37,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     listens,
     until,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, unprivileged
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render, cache_configuration, unprivileged, upstream_port
 
 STORAGE_BYTES = 16 * 1024 * 1024
 KEEP_SECONDS = 2
@@ -127,12 +127,9 @@ def variables_in(directory: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def started(render: Render, base: Path) -> Iterator[Coalescer]:
-    front = Server(lambda _path: answer(404))
-    while not front.server_address[1] > 14100 or listens(front.server_address[1] - PORT_OFFSETS["front"] + PORT_OFFSETS["coalescer"]):
-        front.server_close()
-        front = Server(lambda _path: answer(404))
+    port = upstream_port()
+    front = Server(lambda _path: answer(404), port + PORT_OFFSETS["front"])
     threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    port = front.server_address[1] - PORT_OFFSETS["front"]
     variables = {
         **variables_in(base), "fetch_coalescer_keep_seconds": KEEP_SECONDS, "__fetch_coalescer_timeout_stall": 3,
         "mirror_upstreams": [{"name": "central", "url": "http://central.test", "port": port, "canary": "svc/app:1"}],

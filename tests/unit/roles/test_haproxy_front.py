@@ -21,8 +21,9 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import SERVERS, Figures, ask, servers, uptime
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import until
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import free_port, until
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, upstream_port
 
 PREFIX = "/artifactory/api/docker/docker-local"
 DIGEST = "sha256:" + "a" * 64
@@ -93,23 +94,6 @@ def write(directory: Path, files: list[dict[str, Any]]) -> Path:
             path.write_text(each["content"])
             path.chmod(int(each.get("mode", "0644"), 8))
     return directory / "haproxy.cfg"
-
-
-def free_ports(count: int) -> range:
-    """So many free ports in a row, where front ports can be. In a row, because the upstreams' other ports must differ too."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports = range(probe.getsockname()[1], probe.getsockname()[1] + count)
-        if ports[0] < 14024 or ports[-1] > 65535:
-            continue
-        try:
-            for port in ports:
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return ports
 
 
 def listen(front: Front) -> None:
@@ -189,10 +173,10 @@ def front(render: Render, tmp_path_factory: pytest.TempPathFactory, certificate:
         {"name": "nowhere", "url": "https://no-such-registry.invalid"},
         {"name": "dead", "url": "http://127.0.0.1:9"},
     ]
-    stats_port, *free = free_ports(len(upstreams) + 1)
-    ports = {each["name"]: port for each, port in zip(upstreams, free)}
     for each in upstreams:
-        each.update(port=ports[each["name"]] - 13000, canary="library/busybox:1")
+        each.update(port=upstream_port(), canary="library/busybox:1")
+    ports = {each["name"]: each["port"] + PORT_OFFSETS["front"] for each in upstreams}
+    stats_port = free_port()
     files, = render("haproxy_front", {
         "mirror_upstreams": upstreams,
         "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}",

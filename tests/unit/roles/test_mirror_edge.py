@@ -26,7 +26,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import edge_figures
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import HIGHEST_EDGE_PORT, PORT_OFFSETS
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
 from ansible_collections.mirrorfleet.registry.plugins.modules import mirror_pull
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     Authority,
@@ -40,7 +40,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     listens,
     until,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, cache_configuration, is_free, unprivileged
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, cache_configuration, unprivileged, upstream_port
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import DIGEST, MANIFEST, get
 
 # The first has distribution behind it, the second a server that notes what it gets, the third nothing.
@@ -231,14 +231,8 @@ def lab(render: Render, base: Path, start_upstream: Callable[..., Upstream], aut
     for program in ("nginx", "openssl"):
         if shutil.which(program) is None:
             pytest.fail(f"{program} is missing; these tests run a real one: apt-get install {program}")
-    # In a row, so that no port of one upstream is one of another.
-    while True:
-        noted = start_upstream()
-        ports = {name: noted.port - PORT_OFFSETS["cache"] + number for number, name in enumerate(NAMES, -1)}
-        taken = {port + offset for port in ports.values() for offset in PORT_OFFSETS.values()} - {noted.port}
-        if min(ports.values()) > 1024 and max(ports.values()) <= HIGHEST_EDGE_PORT and all(map(is_free, taken)):
-            break
-        noted.stop()
+    ports = {name: upstream_port() for name in NAMES}
+    noted = start_upstream(port=ports["noted"] + PORT_OFFSETS["cache"])
     shared = {
         "mirror_upstreams": [{"name": name, "url": f"http://{name}.test", "port": port, "canary": "svc/app:1"} for name, port in ports.items()],
         "pull_through_cache_storage": str(base / "store"),

@@ -15,9 +15,10 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.haproxy import SERVERS, ask, servers
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import until
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream
-from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import Front, free_ports, haproxy
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import free_port, until
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Answer, Render, Upstream, upstream_port
+from ansible_collections.mirrorfleet.registry.tests.unit.roles.test_haproxy_front import Front, haproxy
 
 BLOB = "/v2/team/app/blobs/sha256:" + "b" * 64
 MANIFEST = "/v2/team/app/manifests/sha256:" + "a" * 64
@@ -58,16 +59,15 @@ def data_center(render: Render, tmp_path_factory: pytest.TempPathFactory, certif
     url = f"https://localhost:{upstream.port}"
     ca = certificate.read_text()
     ca = ca[ca.index("-----BEGIN CERTIFICATE"):]
-    stats_port, *free = free_ports(len(NAMES) + 1)
-    ports = dict(zip(NAMES, free))
+    ports, stats_port = {name: upstream_port() for name in NAMES}, free_port()
     common: dict[str, dict[str, Any]] = {
         "central": {"username": "dc-reader", "password": "hidden", "path_prefix": "/artifactory"},
         "hub": {"auth": "bearer", "token_realm": url + "/token", "token_service": "hub.test"},
         "plain": {"auth": "bearer", "token_realm": url + "/token", "token_service": "hub.test"},
     }
-    upstreams = [{"name": name, "url": url, "ca_cert": ca, "port": ports[name] - 13000, "canary": "a:1", **common[name]} for name in NAMES]
+    upstreams = [{"name": name, "url": url, "ca_cert": ca, "port": ports[name], "canary": "a:1", **common[name]} for name in NAMES]
     edges: dict[str, dict[str, Upstream]] = {
-        address: {name: start_upstream(certificate if name != "plain" else None, ports[name] - 13000, "::ffff:" + address) for name in NAMES}
+        address: {name: start_upstream(certificate if name != "plain" else None, ports[name], "::ffff:" + address) for name in NAMES}
         for address in ("127.0.0.2", "127.0.0.3")
     }
     sources = [{
@@ -80,7 +80,7 @@ def data_center(render: Render, tmp_path_factory: pytest.TempPathFactory, certif
         "mirror_upstreams": upstreams, "haproxy_front_stats_bind": f"127.0.0.1:{stats_port}", "haproxy_front_resolve": "starting",
         "haproxy_front_sources": sources, "mirror_username": "fleet", "mirror_password": "only-for-this", "__haproxy_front_run": str(directory),
     })
-    with haproxy(files, directory, ports, stats_port) as front:
+    with haproxy(files, directory, {name: port + PORT_OFFSETS["front"] for name, port in ports.items()}, stats_port) as front:
         yield DataCenter(front, edges["127.0.0.2"], edges["127.0.0.3"], upstream, start_upstream, certificate)
 
 

@@ -47,8 +47,9 @@ class Wan:
         self._says_503 = False
         self._connections: list[socket.socket] = []
         self._fillers: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port = int(self._listener.getsockname()[1])
+        # It must be free once more when the way is mended.
+        self.port = free_port()
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def cut(self, way: str) -> None:
