@@ -275,7 +275,8 @@ def test_thirty_of_fifty_leave_in_the_middle(mirror: Mirror, upstream: BreakingU
     def waits_in_the_middle(handler: BreakingHandler, content: bytes) -> None:
         half = len(content) // 2
         handler.say(content[:half], Content_Length=str(len(content)))
-        go.wait(STALL_SECONDS)
+        # Before anybody takes it for a stall.
+        go.wait(STALL_SECONDS / 2)
         handler.wfile.write(content[half:])
 
     image = fresh_image(3_000_000)

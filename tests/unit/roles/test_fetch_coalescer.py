@@ -41,6 +41,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import R
 
 STORAGE_BYTES = 16 * 1024 * 1024
 KEEP_SECONDS = 2
+STALL_SECONDS = 3
 
 
 @dataclass
@@ -72,7 +73,7 @@ def blob_path(content: bytes, repository: str = "svc/app") -> str:
 
 
 class Held:
-    """An answer that stops after its first half until it is let go."""
+    """An answer whose second half waits until it is let go. A byte comes now and then: a fetch that stalls is ended."""
 
     def __init__(self, content: bytes, **headers: str) -> None:
         self.go = threading.Event()
@@ -81,8 +82,11 @@ class Held:
 
     def __iter__(self) -> Iterator[bytes]:
         yield self._said[:self._half]
-        assert self.go.wait(60)
-        yield self._said[self._half:]
+        sent = self._half
+        while not self.go.wait(STALL_SECONDS / 6):
+            yield self._said[sent:sent + 1]
+            sent += 1
+        yield self._said[sent:]
 
 
 @contextlib.contextmanager
@@ -131,7 +135,7 @@ def started(render: Render, base: Path) -> Iterator[Coalescer]:
     front = Server(lambda _path: answer(404), port + PORT_OFFSETS["front"])
     threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     variables = {
-        **variables_in(base), "fetch_coalescer_keep_seconds": KEEP_SECONDS, "__fetch_coalescer_timeout_stall": 3,
+        **variables_in(base), "fetch_coalescer_keep_seconds": KEEP_SECONDS, "__fetch_coalescer_timeout_stall": STALL_SECONDS,
         "mirror_upstreams": [{"name": "central", "url": "http://central.test", "port": port, "canary": "svc/app:1"}],
         "pull_through_cache_storage": str(base / "store"),
     }
