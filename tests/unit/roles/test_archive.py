@@ -33,6 +33,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     free_port,
     image_of,
     layer_of,
+    listens,
     until,
 )
 from ansible_collections.mirrorfleet.registry.tests.unit.roles.conftest import Render
@@ -368,7 +369,7 @@ backend upstream
 def test_an_upstream_that_has_had_enough_is_asked_no_more_and_the_next_run_goes_on(archive: Archive, upstream: Registry) -> None:
     pushed = {f"{number}": upstream.push("svc/app", f"{number}", made()) for number in range(6)}
     with limited(upstream, 4, 3600) as port:
-        until(lambda: upstream.request("GET", "/v2/")[0] == 200)
+        until(lambda: listens(port))
         at = f"127.0.0.1:{port}"
         archive.wants(*(f"{at}/svc/app:{tag}" for tag in pushed))
         began = time.monotonic()
@@ -376,7 +377,7 @@ def test_an_upstream_that_has_had_enough_is_asked_no_more_and_the_next_run_goes_
         assert time.monotonic() - began < 30
         assert [line for line in said if "429 Too Many Requests" in line and "asks to wait 3600 seconds" in line], said
         # Four were answered, and one was not.
-        assert len(asked(upstream)) <= 5
+        assert len(asked(upstream)) <= 4
         sources = [{"domain": at, "url": upstream.url, "username": "", "password": "", "ca_certificate": "", "validate_certs": True}]
         archive.wants(*(f"{at}/svc/app:{tag}" for tag in pushed), sources=sources)
         archive.run()
