@@ -666,7 +666,7 @@ def test_a_client_has_so_many_requests_under_way(lab: Lab, large: str, name: str
     """Over all upstreams together. Others don't notice, and it may go on when one of them is over."""
     edge: Edge = getattr(lab, name)
     client = new_client()
-    lab.noted.answers[MANIFEST] = Answer(seconds=2)
+    lab.noted.answers[MANIFEST] = Answer(seconds=5)
     lab.noted.answers["/v2/quick/manifests/1"] = Answer()
     with contextlib.ExitStack() as stack:
         under_way = [stack.enter_context(edge.connect("noted", client)) for _each in range(AT_ONCE)]
@@ -706,7 +706,8 @@ def test_a_client_asks_so_often(lab: Lab, large: str, name: str, target: str, me
     assert answers[:at_least] == [b"200"] * at_least
     if target == MANIFEST:
         assert len(lab.noted.seen) == answers.count(b"200")
-    assert edge.request("hub", "/v2/", client=client)[0] == 429
+    # Over all upstreams together. One of these may come when it may ask again.
+    assert b"429" in statuses(edge, "hub", get("/v2/"), 10, client)
     assert edge.request("noted", target, method, client=new_client())[0] == 200
     time.sleep(1)
     assert edge.request("hub", "/v2/", client=client)[0] == 200
