@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import functools
 import gzip
 import hashlib
 import http.client
 import io
 import ipaddress
+import itertools
 import json
 import os
-import random
 import shutil
 import socket
 import socketserver
@@ -60,11 +61,23 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+@functools.cache
+def _own_ports() -> tuple[socket.socket, Iterator[int]]:
+    """Below the ephemeral ones, of which another program may be given one in the meantime; no other run of these tests takes them while the socket is open."""
+    for first in range(20000, 32000, 500):
+        claim = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0mirrorfleet-ports-{first}")
+            return claim, itertools.cycle(range(first, first + 500))
+        claim.close()
+    raise OSError("too many runs of these tests at once")
+
+
 def free_port() -> int:
-    """Below the ephemeral ones, of which another program may be given one in the meantime."""
+    """One that is not given again soon: what is to listen there may take a while, and where nobody is to listen nobody does."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.randrange(20000, 32000)
+            port = next(_own_ports()[1])
             probe.bind(("127.0.0.1", port))
             return port
 
