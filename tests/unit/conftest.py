@@ -233,9 +233,17 @@ class Registry:
         if self.process.poll() is not None:
             pytest.fail(f"docker-registry does not listen on {self.port}: {self.root.with_suffix('.log').read_text()[-2000:]}")
 
-    def until_stored(self, *digests: str) -> None:
-        """Wait until a cache has stored what was pulled: distribution 2.8 does it beside serving, and may be done later."""
-        until(lambda: all(self.blob_path(each).exists() for each in digests) and not list(self.v2.glob("repositories/**/_uploads/*")))
+    def until_stored(self, *digests: str, repository: str = "") -> None:
+        """Wait until a cache has stored what was pulled: distribution 2.8 does it beside serving, and may be done later.
+
+        What another repository has already is known to have come into this one too by its link alone.
+        """
+        links = [self.v2 / "repositories" / repository / "_layers" / each.replace(":", "/") / "link" for each in digests if repository]
+        until(lambda: all(path.exists() for path in (*map(self.blob_path, digests), *links)) and not self._uploads())
+
+    def _uploads(self) -> list[str]:
+        # They go while this looks, which os.walk takes as it comes.
+        return [name for path, names, _files in os.walk(self.v2 / "repositories") if path.endswith("/_uploads") for name in names]
 
     def stop(self) -> None:
         if self.process is not None:
