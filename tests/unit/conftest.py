@@ -18,7 +18,6 @@ import ipaddress
 import itertools
 import json
 import os
-import random
 import shutil
 import socket
 import socketserver
@@ -62,32 +61,28 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-@functools.lru_cache(maxsize=None)
-def port_endings() -> range:
-    """The last three digits of the ports that this process gives out: no other pytest gives out one of these, and binds what was free here."""
-    for number in range(10):
-        mark = socket.socket(socket.AF_UNIX)
+@functools.cache
+def own_endings() -> tuple[range, socket.socket]:
+    """The last three digits of the ports that this run gives out: no other one gives out one of these while the socket is open."""
+    for first in range(0, 1000, 100):
+        claim = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(OSError):
             # An abstract name, which goes when the process does.
-            mark.bind(f"\0mirrorfleet-ports-{number}")
-            _MARKS.append(mark)
-            return range(number * 100, number * 100 + 100)
-        mark.close()
-    return range(1000)
+            claim.bind(f"\0mirrorfleet-ports-{first}")
+            return range(first, first + 100), claim
+        claim.close()
+    raise OSError("too many runs of these tests at once")
 
 
-_MARKS: list[socket.socket] = []
-
-
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _ports() -> Iterator[int]:
-    """One after the other, so that none is given out again soon. The other endings are for the ports of upstreams."""
-    endings = port_endings()[::2]
-    return itertools.cycle(random.sample([thousand + ending for thousand in range(20000, 32000, 1000) for ending in endings], 12 * len(endings)))
+    """Below the ephemeral ones, of which another program may be given one in the meantime. Odd endings are for the ports of upstreams."""
+    endings = own_endings()[0][::2]
+    return itertools.cycle(thousand + ending for thousand in range(20000, 32000, 1000) for ending in endings)
 
 
 def free_port() -> int:
-    """Below the ephemeral ones, of which another program may be given one in the meantime."""
+    """One that is not given again soon: what is to listen there may take a while, and where nobody is to listen nobody does."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             port = next(_ports())
@@ -246,9 +241,17 @@ class Registry:
         if self.process.poll() is not None:
             pytest.fail(f"docker-registry does not listen on {self.port}: {self.root.with_suffix('.log').read_text()[-2000:]}")
 
-    def until_stored(self, *digests: str) -> None:
-        """Wait until a cache has stored what was pulled: distribution 2.8 does it beside serving, and may be done later."""
-        until(lambda: all(self.blob_path(each).exists() for each in digests) and not list(self.v2.glob("repositories/**/_uploads/*")))
+    def until_stored(self, *digests: str, repository: str = "") -> None:
+        """Wait until a cache has stored what was pulled: distribution 2.8 does it beside serving, and may be done later.
+
+        What another repository has already is known to have come into this one too by its link alone.
+        """
+        links = [self.v2 / "repositories" / repository / "_layers" / each.replace(":", "/") / "link" for each in digests if repository]
+        until(lambda: all(path.exists() for path in (*map(self.blob_path, digests), *links)) and not self._uploads())
+
+    def _uploads(self) -> list[str]:
+        # They go while this looks, which os.walk takes as it comes.
+        return [name for path, names, _files in os.walk(self.v2 / "repositories") if path.endswith("/_uploads") for name in names]
 
     def stop(self) -> None:
         if self.process is not None:

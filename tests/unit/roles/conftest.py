@@ -26,7 +26,7 @@ import pytest
 import yaml
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.upstreams import PORT_OFFSETS
-from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible, port_endings
+from ansible_collections.mirrorfleet.registry.tests.unit.conftest import ansible, own_endings
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 
@@ -88,10 +88,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _endings() -> Iterator[int]:
     """Those that free_port leaves. All ports of an upstream have the same."""
-    endings = port_endings()[1::2]
+    endings = own_endings()[0][1::2]
     return itertools.cycle(random.sample(endings, len(endings)))
 
 

@@ -186,12 +186,12 @@ def test_a_certificate_is_verified(start_registry: StartRegistry, certificate: t
 
 
 def test_upstreams_that_hang_are_asked_together_and_not_waited_for(monkeypatch: pytest.MonkeyPatch, registry: Any) -> None:
-    monkeypatch.setattr(host_check, "TIMEOUT", 1.0)
+    monkeypatch.setattr(host_check, "TIMEOUT", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
         answers = ask_all([upstream(url), upstream(url), upstream(registry.url), upstream(url)])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8
     assert [answer and answer.kind for answer in answers] == ["unreachable", "unreachable", None, "unreachable"]
 
 

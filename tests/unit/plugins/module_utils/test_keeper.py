@@ -342,17 +342,22 @@ def test_a_run_that_is_killed_is_undone_by_the_next_one(registry: Registry, tmp_
     age(registry, 10)
     registry.push("svc/app", "new", new)
     before = sorted(str(path.relative_to(registry.v2)) for path in registry.v2.rglob("*"))
+    # It rests when something is set aside: first what tags name, then what that leads to.
     code = (
-        "import sys; from ansible_collections.mirrorfleet.registry.plugins.module_utils import keeper, retention\n"
-        f"keeper.keep({str(registry.root)!r}, retention.Rule(1, 0), {GRACE}, float(sys.argv[1]))"
+        "import os, signal, sys, time; from ansible_collections.mirrorfleet.registry.plugins.module_utils import keeper, retention\n"
+        "rests = int(sys.argv[1])\n"
+        "def rest(_seconds):\n"
+        "    global rests\n"
+        "    rests -= 1\n"
+        "    if not rests: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep = rest\n"
+        f"keeper.keep({str(registry.root)!r}, retention.Rule(1, 0), {GRACE}, 1.0)"
     )
     environment = {**os.environ, "PYTHONPATH": str(COLLECTIONS)}
-    for part in ("svc/app/_manifests/tags/old", "../blobs/sha256/" + old.digest[7:9] + "/" + old.digest[7:]):
-        with subprocess.Popen([sys.executable, "-c", code, "60" if "tags" in part else "1"], env=environment) as process:
-            place = registry.v2 / "repositories" / part
-            while place.exists() and process.poll() is None:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
+    for rests, part in ((1, "svc/app/_manifests/tags/old"), (2, "../blobs/sha256/" + old.digest[7:9] + "/" + old.digest[7:])):
+        place = registry.v2 / "repositories" / part
+        assert place.exists()
+        assert subprocess.run([sys.executable, "-c", code, str(rests)], env=environment, check=False).returncode == -signal.SIGKILL
         assert not place.exists()
         Aside(Store(str(registry.root))).recover()
         if "tags" in part:

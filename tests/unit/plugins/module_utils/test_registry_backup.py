@@ -587,7 +587,10 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def killed(code: str, settings: Settings, points: int) -> Iterator[bool]:
-    """Run it to its end to know how long it takes; then again and again, killed at as many points; whether it was before its end."""
+    """Run it to its end to know how long it takes; then again and again, killed at as many points; whether it was before its end.
+
+    The machine may be busier at one time than at another: what ends before its point tells how long it takes now.
+    """
     began = time.monotonic()
     process = program(code, settings)
     said, _nothing = process.communicate(timeout=120)
@@ -595,9 +598,14 @@ def killed(code: str, settings: Settings, points: int) -> Iterator[bool]:
     seconds = time.monotonic() - began
     yield False
     for point in range(points):
+        began = time.monotonic()
         process = program(code, settings)
-        time.sleep(seconds * (point + 0.5) / points)
-        was_running = process.poll() is None
+        try:
+            process.wait(seconds * (point + 0.5) / points)
+            seconds = time.monotonic() - began
+        except subprocess.TimeoutExpired:
+            pass
+        was_running = process.returncode is None
         kill(process)
         yield was_running
 
@@ -710,6 +718,7 @@ class Way:
         self._limit: int | None = None
         self._open: list[socket.socket] = []
         self._listener: socket.socket | None = None
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Way:
         self.mend()
@@ -723,21 +732,23 @@ class Way:
         self._limit = size
 
     def cut(self) -> None:
-        self.is_cut, self._limit = True, None
-        if self._listener is not None:
-            # Closing alone would leave who waits in accept(2) waiting, and the port open.
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-        for each in self._open:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
+        with self._lock:
+            self.is_cut, self._limit = True, None
+            if self._listener is not None:
+                # Closing alone would leave who waits in accept(2) waiting, and the port open.
+                with contextlib.suppress(OSError):
+                    self._listener.shutdown(socket.SHUT_RDWR)
+                self._listener.close()
+            for each in self._open:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            self._open.clear()
 
     def mend(self) -> None:
-        self.is_cut = False
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        with self._lock:
+            self.is_cut = False
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -746,7 +757,13 @@ class Way:
             except OSError:
                 return
             server = socket.create_connection(("127.0.0.1", self._to))
-            self._open += [client, server]
+            with self._lock:
+                # None that came with the cut lives on.
+                if self._listener is not listener or self.is_cut:
+                    client.close()
+                    server.close()
+                    return
+                self._open += [client, server]
             for source, sink, counts in ((client, server, True), (server, client, False)):
                 threading.Thread(target=self._pass, args=(source, sink, counts), daemon=True).start()
 
@@ -757,10 +774,11 @@ class Way:
                 if not content:
                     break
                 sink.sendall(content)
-                if counts and self._limit is not None:
-                    self._limit -= len(content)
-                    if self._limit < 0:
-                        self.cut()
+                with self._lock:
+                    if counts and self._limit is not None:
+                        self._limit -= len(content)
+                        if self._limit < 0:
+                            self.cut()
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -499,15 +499,15 @@ class TestFaults:
     def test_silence_ends_after_the_timeout(self, serve: Serve) -> None:
         def stalls() -> Iterator[bytes]:
             yield f"HTTP/1.1 200 OK\r\nContent-Length: {len(LAYER)}\r\n\r\n".encode() + LAYER[:9]
-            time.sleep(2)
+            time.sleep(30)
 
         server = serve(lambda path: None if "manifests" in path else stalls())
         began = time.monotonic()
-        with RegistryClient(server.url, timeout=0.5, retries=0) as client:
-            assert "no answer within 0.5 seconds" in str(failure_of(client))
-            with pytest.raises(RegistryError, match=r"nothing came for 0\.5 seconds"):
+        with RegistryClient(server.url, timeout=1.5, retries=0) as client:
+            assert "no answer within 1.5 seconds" in str(failure_of(client))
+            with pytest.raises(RegistryError, match=r"nothing came for 1\.5 seconds"):
                 client.blob("svc/app", DESCRIPTOR)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
     def test_no_connection_is_told_by_its_cause(self) -> None:
         with RegistryClient(f"http://127.0.0.1:{free_port()}", retries=0) as client:

@@ -13,6 +13,7 @@ import pytest
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.errors import RegistryFleetError
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
+from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_reference import parse_image_reference
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.store_evict import Criteria, Outcome, evict
@@ -28,19 +29,23 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
 )
 
 DAY = 86400.0
+# Distribution itself writes it, five seconds after something was pulled at the latest.
+SCHEDULE = "scheduler-state.json"
 BASE = layer_of({"base": os.urandom(50_000)})
 APP, WEB, OWN = (image_of(BASE, layer_of({name: os.urandom(5_000)})) for name in ("app", "web", "own"))
 ARM = image_of(layer_of({"app": b"arm"}), architecture="arm64")
 
 
 def pull(cache: Registry, *images: str) -> None:
+    """One after the other: a blob that is on its way into one repository is served to another, and not stored for it."""
     with RegistryClient(cache.url) as client:
         for image in images:
-            pull_image(client, image, "linux/amd64")
+            pulled = pull_image(client, image, "linux/amd64")
+            cache.until_stored(*(blob["digest"] for blob in pulled["blobs"]), repository=parse_image_reference(image, default_domain="").path)
 
 
 def stored(cache: Registry, *images: Image) -> None:
-    """Wait until images are stored, and have been for a minute."""
+    """Images are stored, and have been for a minute."""
     cache.until_stored(*blobs_of(*images))
     for path in cache.v2.glob("blobs/*/*/*/data"):
         os.utime(path, (time.time() - 60,) * 2)
@@ -129,10 +134,15 @@ def test_an_index_goes_with_its_platforms(cache: Registry) -> None:
 
 def test_check_mode_says_the_same_and_touches_nothing(cache: Registry) -> None:
     used(cache, "svc/web:1", 40)
-    # Reading files would be a use.
-    before = {path: (path.lstat().st_mtime_ns, path.lstat().st_atime_ns, path.lstat().st_ino) for path in cache.root.rglob("*") if path.is_file()}
+
+    def seen() -> dict[Path, tuple[int, int, int]]:
+        # Reading files would be a use.
+        found = {path: path.lstat() for path in cache.root.rglob("*") if path.is_file() and path.name != SCHEDULE}
+        return {path: (status.st_mtime_ns, status.st_atime_ns, status.st_ino) for path, status in found.items()}
+
+    before = seen()
     planned = run(cache, check_mode=True, unused_for=30 * DAY)
-    assert {path: (path.lstat().st_mtime_ns, path.lstat().st_atime_ns, path.lstat().st_ino) for path in cache.root.rglob("*") if path.is_file()} == before
+    assert seen() == before
     done = run(cache, unused_for=30 * DAY)
     assert (names(planned), planned.bytes_after, planned.kept) == (names(done), done.bytes_after, done.kept)
     assert names(done) == ["svc/web:1"] and run(cache, unused_for=30 * DAY).evicted == []

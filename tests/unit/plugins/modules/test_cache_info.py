@@ -20,8 +20,6 @@ from ansible_collections.community.general.plugins.filter.json_query import json
 
 from ansible_collections.mirrorfleet.registry.plugins.module_utils import cache_report
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.cache_report import parse_expvar, parse_metrics
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.image_pull import pull_image
-from ansible_collections.mirrorfleet.registry.plugins.module_utils.registry_client import RegistryClient
 from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage import Store
 from ansible_collections.mirrorfleet.registry.plugins.modules import cache_info
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
@@ -35,7 +33,7 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     index_of,
     layer_of,
 )
-from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import used
+from ansible_collections.mirrorfleet.registry.tests.unit.plugins.module_utils.test_store_evict import pull, used
 
 BASE = layer_of({"base": os.urandom(200_000)})
 APP = image_of(BASE, layer_of({"app": b"app"}))
@@ -50,11 +48,6 @@ def blobs_of(*images: Image) -> dict[str, int]:
 
 def seconds(utc: str) -> float:
     return calendar.timegm(time.strptime(utc, "%Y-%m-%dT%H:%M:%SZ"))
-
-
-def pull(registry: Registry, image: str) -> None:
-    with RegistryClient(registry.url) as client:
-        pull_image(client, image, "linux/amd64")
 
 
 @pytest.fixture

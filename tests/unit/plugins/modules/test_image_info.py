@@ -126,11 +126,11 @@ def test_kinds(artifact_type: str, kind: str) -> None:
 def test_all_are_asked_at_once(serve: Serve, run_module: RunModule) -> None:
     """And each blob once, however many images have it."""
     def slow(path: str) -> bytes:
-        time.sleep(0.25)
+        time.sleep(0.5)
         return edge(path.replace("/other/", "/app/"))
 
     def upstream_answers(path: str) -> bytes:
-        time.sleep(0.25)
+        time.sleep(0.5)
         return answers_of(IMAGE).get(path.replace("/other/", "/app/"), answer(404))
 
     upstream, caches = serve(upstream_answers), [serve(slow) for _each in range(4)]
@@ -138,8 +138,8 @@ def test_all_are_asked_at_once(serve: Serve, run_module: RunModule) -> None:
     told = info(run_module, "svc/app:1", "svc/other:1", upstream={"url": upstream.url}, artifacts=False,
                 caches=[{"name": str(number), "url": cache.url} for number, cache in enumerate(caches)])
     assert {cache["in_cache"] for image in told for cache in image["caches"]} == {"complete"}
-    # One after the other these would take 8 seconds.
-    assert time.monotonic() - began < 4
+    # One after the other these would take 16 seconds.
+    assert time.monotonic() - began < 10
     for cache in caches:
         asked = [request.split()[:2] for request in cache.requests]
         assert len([path for method, path in asked if "/blobs/" in path]) == len(IMAGE.blobs)
@@ -152,7 +152,7 @@ def test_an_upstream_that_is_gone_is_not_waited_for_again_and_again(serve: Serve
     began = time.monotonic()
     told = info(run_module, *(f"svc/app{number}:1" for number in range(200)), upstream={"url": upstream.url}, timeout=0.5)
     assert all("no answer within 0.5 seconds" in image["unknown"] for image in told)
-    assert len(upstream.requests) <= 16 and time.monotonic() - began < 10
+    assert len(upstream.requests) <= 16 and time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(("options", "says"), [
