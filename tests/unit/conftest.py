@@ -90,6 +90,88 @@ def free_port() -> int:
             return port
 
 
+class Way:
+    """A way to a server, which can be cut, and can hold back what is large."""
+
+    def __init__(self, to: tuple[str, int], holds_after: int | None = None) -> None:
+        """holds_after: so many bytes of the server a connection passes on before ``open`` is set."""
+        self._to, self._holds_after = to, holds_after
+        self.port, self.is_cut, self.open = free_port(), False, threading.Event()
+        self._limit: int | None = None
+        self._connections: list[socket.socket] = []
+        self._listener: socket.socket | None = None
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Way:
+        self.mend()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.open.set()
+        self.cut()
+
+    def cut_after(self, size: int) -> None:
+        """When so many more bytes have gone to the server."""
+        self._limit = size
+
+    def cut(self) -> None:
+        with self._lock:
+            self.is_cut, self._limit = True, None
+            if self._listener is not None:
+                # Closing alone would leave who waits in accept(2) waiting, and the port open.
+                with contextlib.suppress(OSError):
+                    self._listener.shutdown(socket.SHUT_RDWR)
+                self._listener.close()
+            for each in self._connections:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            self._connections.clear()
+
+    def mend(self) -> None:
+        with self._lock:
+            self.is_cut = False
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _address = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(self._to)
+            except OSError:
+                client.close()
+                continue
+            with self._lock:
+                # None that came with the cut lives on.
+                if self._listener is not listener or self.is_cut:
+                    client.close()
+                    server.close()
+                    return
+                self._connections += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(source, sink, sink is server), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, to_server: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                passed += len(content)
+                if not to_server and self._holds_after is not None and passed > self._holds_after:
+                    self.open.wait()
+                sink.sendall(content)
+                with self._lock:
+                    if to_server and self._limit is not None:
+                        self._limit -= len(content)
+                        if self._limit < 0:
+                            self.cut()
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
 def layer_of(files: dict[str, bytes]) -> bytes:
     """A gzipped layer, the same bytes for the same files."""
     plain = io.BytesIO()

@@ -17,7 +17,6 @@ import re
 import shutil
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from ansible_collections.mirrorfleet.registry.plugins.module_utils.storage impor
 from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     Image,
     Registry,
+    Way,
     ansible,
     digest_of,
     free_port,
@@ -681,55 +681,13 @@ def begun(host: Host) -> int:
     return found
 
 
-class Gate(socketserver.ThreadingTCPServer):
-    """The WAN between a replicator and another host: more than 2 MB at once do not pass until it is open."""
-
-    daemon_threads = True
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(("127.0.0.1", 0), _Passing)
-        self.host = host
-        self.open = threading.Event()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Those at both ends are killed by the tests."""
-
-
-class _Passing(socketserver.BaseRequestHandler):
-    server: Gate
-
-    def handle(self) -> None:
-        with socket.create_connection((self.server.host.address, self.server.host.port)) as host:
-            asks = threading.Thread(target=self._ask, args=[host], daemon=True)
-            asks.start()
-            left = 2_000_000
-            while part := host.recv(65536):
-                left -= len(part)
-                if left < 0:
-                    self.server.open.wait()
-                self.request.sendall(part)
-            self.request.shutdown(socket.SHUT_RDWR)
-            asks.join()
-
-    def _ask(self, host: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while part := self.request.recv(65536):
-                host.sendall(part)
-            host.shutdown(socket.SHUT_RDWR)
-
-
 @contextlib.contextmanager
-def gate(follower: Host, host: Host) -> Iterator[Gate]:
-    """What the follower's replicator reads of the host comes by this gate, from its next start on."""
-    with Gate(host) as found:
-        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+def gate(follower: Host, host: Host) -> Iterator[Way]:
+    """What the follower's replicator reads of the host comes by this way from its next start on, and no more than 2 MB at once until it is open."""
+    with Way((host.address, host.port), holds_after=2_000_000) as way:
         path = follower.base / "etc-replica/prod.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "urls": {host.name: f"http://127.0.0.1:{found.server_address[1]}"}}))
-        try:
-            yield found
-        finally:
-            found.open.set()
-            found.shutdown()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "urls": {host.name: f"http://127.0.0.1:{way.port}"}}))
+        yield way
 
 
 def test_a_blob_goes_on_where_it_was_after_a_kill(a: Host, b: Host) -> None:

@@ -14,7 +14,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -51,8 +50,8 @@ from ansible_collections.mirrorfleet.registry.tests.unit.conftest import (
     ObjectStorage,
     Registry,
     StartRegistry,
+    Way,
     digest_of,
-    free_port,
     image_of,
     layer_of,
     until,
@@ -600,11 +599,9 @@ def killed(code: str, settings: Settings, points: int) -> Iterator[bool]:
     for point in range(points):
         began = time.monotonic()
         process = program(code, settings)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds * (point + 0.5) / points)
             seconds = time.monotonic() - began
-        except subprocess.TimeoutExpired:
-            pass
         was_running = process.returncode is None
         kill(process)
         yield was_running
@@ -684,7 +681,7 @@ def test_to_s3_and_back(settings: Settings, registry: Registry, tmp_path: Path, 
 def test_s3_goes_away_in_the_middle(settings: Settings, registry: Registry, tmp_path: Path, object_storage: ObjectStorage) -> None:
     """It comes back: the backup goes on. It is gone: nobody waits to be told."""
     keys = Secrets("of the test", object_storage.access_key, object_storage.secret_key)
-    with Way(object_storage.port) as way:
+    with Way(("127.0.0.1", object_storage.port)) as way:
         there = replace(settings, target=f"s3:http://127.0.0.1:{way.port}/{object_storage.bucket()}/prod")
         registry.push("svc/app", "1", image(100))
         done(there, keys)
@@ -708,80 +705,6 @@ def test_s3_goes_away_in_the_middle(settings: Settings, registry: Registry, tmp_
         other = settings_for(tmp_path, tmp_path / "other", "other")
         restore(other, keys, parse_wanted("latest", "", "", False), source=there.target)
         assert files(tmp_path / "other") == files(registry.root)
-
-
-class Way:
-    """A way to a server, which can be cut."""
-
-    def __init__(self, to: int) -> None:
-        self._to, self.port, self.is_cut = to, free_port(), False
-        self._limit: int | None = None
-        self._open: list[socket.socket] = []
-        self._listener: socket.socket | None = None
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> Way:
-        self.mend()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.cut()
-
-    def cut_after(self, size: int) -> None:
-        """When so many more bytes have gone to the server."""
-        self._limit = size
-
-    def cut(self) -> None:
-        with self._lock:
-            self.is_cut, self._limit = True, None
-            if self._listener is not None:
-                # Closing alone would leave who waits in accept(2) waiting, and the port open.
-                with contextlib.suppress(OSError):
-                    self._listener.shutdown(socket.SHUT_RDWR)
-                self._listener.close()
-            for each in self._open:
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-            self._open.clear()
-
-    def mend(self) -> None:
-        with self._lock:
-            self.is_cut = False
-            self._listener = socket.create_server(("127.0.0.1", self.port))
-            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _address = listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._to))
-            with self._lock:
-                # None that came with the cut lives on.
-                if self._listener is not listener or self.is_cut:
-                    client.close()
-                    server.close()
-                    return
-                self._open += [client, server]
-            for source, sink, counts in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._pass, args=(source, sink, counts), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                content = source.recv(65536)
-                if not content:
-                    break
-                sink.sendall(content)
-                with self._lock:
-                    if counts and self._limit is not None:
-                        self._limit -= len(content)
-                        if self._limit < 0:
-                            self.cut()
-        for each in (source, sink):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
 
 
 def test_one_at_a_time(settings: Settings, registry: Registry) -> None:
